@@ -1,0 +1,4 @@
+//! tidegate: a TLS-terminating edge proxy.
+pub mod addr;
+pub mod site;
+pub mod snapshot;

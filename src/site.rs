@@ -1,0 +1,257 @@
+//! The site table: everything that one configuration says, compiled; find a site by host.
+//!
+//! Immutable. A request or tunnel keeps the table that it began with; `snapshot` replaces it.
+
+pub mod policy;
+pub mod route;
+pub mod upstream;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::addr::{HostName, HostPattern, ListenAddr};
+use policy::{Attribution, CertificateSource, Networks, TlsPolicy, Trust};
+use route::RouteTable;
+
+/// One compiled configuration.
+#[derive(Clone, Debug)]
+pub struct SiteTable {
+    /// Listeners: the default one first, then the extra ones.
+    pub listeners: Vec<Listener>,
+    /// Whose word is taken.
+    pub trust: Trust,
+    /// What to do with a handshake for a name that no site has.
+    pub unknown_sni: UnknownSni,
+    /// Logging.
+    pub log: LogPolicy,
+    /// Limits of the process.
+    pub process: ProcessPolicy,
+    /// Directory of the local CA and of kept configurations.
+    pub storage: PathBuf,
+    sites: Vec<Arc<Site>>,
+    hosts: HashMap<HostName, usize>,
+    wildcards: HashMap<HostName, usize>,
+}
+
+/// A virtual host.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// What it answers to.
+    pub host: HostPattern,
+    /// The name as text, for the log.
+    pub label: Arc<str>,
+    /// Its other names.
+    pub aliases: Vec<HostPattern>,
+    /// Whether those are served; otherwise they are redirected to `host`.
+    pub serve_aliases: bool,
+    /// The listener that serves it.
+    pub listener: ListenerId,
+    /// TLS of its handshakes; `None` when it is served in cleartext.
+    pub tls: Option<SiteTls>,
+    /// Whether a person at this machine may count as local.
+    pub attribution: Attribution,
+    /// What is done with its requests.
+    pub routes: RouteTable,
+    /// The operator's reason for an unusual setting.
+    pub why: Option<Box<str>>,
+}
+
+/// TLS of one site.
+#[derive(Clone, Debug)]
+pub struct SiteTls {
+    /// Versions, ALPN, client certificates.
+    pub policy: Arc<TlsPolicy>,
+    /// Where the certificate comes from.
+    pub certificate: CertificateSource,
+}
+
+/// Which listener: an index into `SiteTable::listeners`; 0 is the default one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ListenerId(pub usize);
+
+/// A set of addresses that serve the same sites, and the deadlines of their connections.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// The name of an extra listener; `None` for the default one.
+    pub name: Option<Box<str>>,
+    /// Addresses that speak cleartext HTTP/1.1.
+    pub http: Vec<ListenAddr>,
+    /// Addresses that speak TLS.
+    pub https: Vec<ListenAddr>,
+    /// From accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request head to its last.
+    pub request_head_timeout: Duration,
+    /// From the end of a response to the first byte of the next request.
+    pub keep_alive_timeout: Duration,
+}
+
+/// What to do with a handshake for a name that no site has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum UnknownSni {
+    /// Refuse it.
+    #[default]
+    Reject,
+    /// Use this site's certificate and policy; the request's Host is still judged.
+    Site(HostName),
+}
+
+/// Logging as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPolicy {
+    /// Least severe level that is written.
+    pub level: LogLevel,
+    /// `None` chooses by the output: text on a terminal, JSON otherwise.
+    pub format: Option<LogFormat>,
+    /// Where records go.
+    pub access: AccessOutput,
+    /// Names of query parameters that are masked beside the built-in ones. Lower case.
+    pub redact_query: Vec<Box<str>>,
+    /// Names of request headers that are masked beside the built-in ones. Lower case.
+    pub redact_headers: Vec<Box<str>>,
+}
+
+/// Severity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// A human must act.
+    Error,
+    /// Will need a human.
+    Warn,
+    /// Lifecycle.
+    #[default]
+    Info,
+    /// One line per connection.
+    Debug,
+}
+
+/// The form of log lines and records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessOutput {
+    /// Standard output.
+    Stdout,
+    /// A file, reopened on SIGUSR1.
+    File(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+/// Limits of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessPolicy {
+    /// How long requests may take to finish at a stop.
+    pub grace: Duration,
+    /// How long tunnels may take after that.
+    pub tunnel_grace: Duration,
+    /// How many good configurations are kept.
+    pub history: usize,
+    /// Most connections at once; `None` follows the file limit.
+    pub max_connections: Option<usize>,
+    /// Worker threads; `None` is one a core. Read at start only.
+    pub workers: Option<usize>,
+}
+
+/// A site and the name by which it was found.
+#[derive(Clone, Debug)]
+pub struct Found<'a> {
+    /// The site.
+    pub site: &'a Arc<Site>,
+    /// True when the name is an alias that must be redirected.
+    pub is_redirected_alias: bool,
+}
+
+/// Two sites claim one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DuplicateHost {
+    /// The name.
+    pub host: HostPattern,
+}
+
+/// All that a table is made of but its sites.
+#[derive(Clone, Debug)]
+pub struct Foundation {
+    /// See `SiteTable`.
+    pub listeners: Vec<Listener>,
+    /// See `SiteTable`.
+    pub trust: Trust,
+    /// See `SiteTable`.
+    pub unknown_sni: UnknownSni,
+    /// See `SiteTable`.
+    pub log: LogPolicy,
+    /// See `SiteTable`.
+    pub process: ProcessPolicy,
+    /// See `SiteTable`.
+    pub storage: PathBuf,
+}
+
+impl SiteTable {
+    /// Builds the table and its index.
+    ///
+    /// # Errors
+    /// When two sites claim one name.
+    pub fn new(foundation: Foundation, sites: Vec<Arc<Site>>) -> Result<Self, DuplicateHost> {
+        let mut hosts = HashMap::new();
+        let mut wildcards = HashMap::new();
+        for (index, site) in sites.iter().enumerate() {
+            for pattern in std::iter::once(&site.host).chain(&site.aliases) {
+                let previous = match pattern {
+                    HostPattern::Exact(name) => hosts.insert(name.clone(), index),
+                    HostPattern::Wildcard(name) => wildcards.insert(name.clone(), index),
+                };
+                if previous.is_some() {
+                    return Err(DuplicateHost { host: pattern.clone() });
+                }
+            }
+        }
+        let Foundation { listeners, trust, unknown_sni, log, process, storage } = foundation;
+        Ok(Self { listeners, trust, unknown_sni, log, process, storage, sites, hosts, wildcards })
+    }
+
+    /// All sites, in the order of the file.
+    pub fn sites(&self) -> &[Arc<Site>] {
+        &self.sites
+    }
+
+    /// The site of a normalised host name. An exact name wins over a wildcard.
+    pub fn find(&self, host: &str) -> Option<Found<'_>> {
+        let index = self.hosts.get(host).or_else(|| {
+            let (_, rest) = host.split_once('.')?;
+            self.wildcards.get(rest)
+        })?;
+        let site = &self.sites[*index];
+        let is_redirected_alias = !site.serve_aliases && !site.host.matches(host);
+        Some(Found { site, is_redirected_alias })
+    }
+
+    /// The listener of a site.
+    pub fn listener(&self, id: ListenerId) -> &Listener {
+        &self.listeners[id.0]
+    }
+}
+
+/// The networks that every file may name without defining them.
+pub fn built_in_networks() -> BTreeMap<&'static str, Networks> {
+    let list = |texts: &[&str]| Networks {
+        nets: texts.iter().filter_map(|text| text.parse::<IpNet>().ok()).collect(),
+        unix: false,
+    };
+    BTreeMap::from([
+        ("loopback", list(&["127.0.0.0/8", "::1/128"])),
+        ("private", list(&["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"])),
+        ("tailscale", list(&["100.64.0.0/10", "fd7a:115c:a1e0::/48"])),
+        ("unix", Networks { nets: Vec::new(), unix: true }),
+    ])
+}
