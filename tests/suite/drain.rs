@@ -33,7 +33,10 @@ async fn tunnels_are_closed_with_1001_and_the_exit_is_clean() {
     assert_eq!(tunnels.len(), 10, "each tunnel leaves its record");
     for record in tunnels {
         assert_eq!(record["ended_by"], "edge", "{record}");
-        assert!(record["how"].as_str().unwrap().contains("1001") || record["how"].as_str().unwrap().contains("drain"), "{record}");
+        assert!(
+            record["how"].as_str().unwrap().contains("1001") || record["how"].as_str().unwrap().contains("drain"),
+            "{record}"
+        );
     }
 }
 

@@ -204,7 +204,9 @@ async fn connect_is_for_websockets_only() {
 #[tokio::test]
 async fn trailers_pass_over_http2() {
     let upstream = Upstream::answering(|_| {
-        Answer::Bytes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 42\r\n\r\n".to_vec())
+        Answer::Bytes(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 42\r\n\r\n".to_vec(),
+        )
     })
     .await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
@@ -305,7 +307,10 @@ async fn header_blocks_are_bounded_by_count_and_size() {
     for fields in [many, crumbs] {
         let mut raw = edge.raw_h2("a.test").await;
         let outcome = raw.request(1, &fields).await;
-        assert!(outcome == Outcome::Status(431) || matches!(outcome, Outcome::Reset(_) | Outcome::GoAway(_)), "{outcome:?}");
+        assert!(
+            outcome == Outcome::Status(431) || matches!(outcome, Outcome::Reset(_) | Outcome::GoAway(_)),
+            "{outcome:?}"
+        );
     }
     let mut raw = edge.raw_h2("a.test").await;
     let large = "v".repeat(12_000);
@@ -318,7 +323,10 @@ async fn header_blocks_are_bounded_by_count_and_size() {
         raw.frame(9, flags, 1, piece).await;
     }
     let outcome = raw.outcome(1).await;
-    assert!(outcome == Outcome::Status(431) || matches!(outcome, Outcome::Reset(_) | Outcome::GoAway(_)), "{outcome:?}");
+    assert!(
+        outcome == Outcome::Status(431) || matches!(outcome, Outcome::Reset(_) | Outcome::GoAway(_)),
+        "{outcome:?}"
+    );
     assert!(upstream.seen().is_empty());
     // CVE-2024-27316: CONTINUATION without end is cut.
     let mut raw = edge.raw_h2("a.test").await;
@@ -428,9 +436,10 @@ async fn settings_offer_what_is_served() {
         }
     };
     let value = |id: u16| {
-        settings.chunks(6).find(|entry| u16::from_be_bytes([entry[0], entry[1]]) == id).map(|entry| {
-            u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]])
-        })
+        settings
+            .chunks(6)
+            .find(|entry| u16::from_be_bytes([entry[0], entry[1]]) == id)
+            .map(|entry| u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]))
     };
     assert_eq!(value(8), Some(1), "SETTINGS_ENABLE_CONNECT_PROTOCOL, RFC 8441 3");
     assert!(value(3).is_some_and(|streams| (1..=250).contains(&streams)), "{:?}", value(3));

@@ -121,7 +121,8 @@ async fn listeners_that_stay_are_never_closed() {
     assert_eq!((edge.https_addr(), edge.http_addr()), before);
     let config = crate::harness::ClientTls::alpn(&["http/1.1"]).config(&edge);
     let name = rustls::pki_types::ServerName::try_from("a.test").unwrap();
-    let stream = within("the waiting connection", tokio_rustls::TlsConnector::from(config).connect(name, waiting)).await;
+    let stream =
+        within("the waiting connection", tokio_rustls::TlsConnector::from(config).connect(name, waiting)).await;
     let mut wire = crate::harness::Wire::new(stream.expect("it is served"));
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(wire.reply().await.status, 200);
@@ -234,7 +235,8 @@ async fn a_kept_configuration_can_be_restored() {
 #[tokio::test]
 async fn a_file_that_serves_nothing_does_not_start() {
     let dir = tempfile::TempDir::new().unwrap();
-    std::fs::write(dir.path().join("tidegate.toml"), "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = [\"127.0.0.1:0\"]\n").unwrap();
+    std::fs::write(dir.path().join("tidegate.toml"), "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = [\"127.0.0.1:0\"]\n")
+        .unwrap();
     let run = run_in(dir.path(), &["run"]);
     assert_eq!(run.code, Some(2), "{run:?}");
 }
