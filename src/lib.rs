@@ -2,3 +2,4 @@
 pub mod addr;
 pub mod site;
 pub mod snapshot;
+pub mod config;

@@ -1,0 +1,6 @@
+//! Configuration.
+mod read;
+mod file;
+mod kinds;
+pub mod report;
+pub mod units;
