@@ -173,6 +173,13 @@ impl Value for NetworkSource {
     fn shape() -> Shape {
         Shape::OneOf(vec![List::<String>::shape(), NetworkFile::shape()])
     }
+
+    fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
+        match self {
+            Self::Here(_) => out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" }),
+            Self::File(file) => Mirror::settings(&**file, path, out),
+        }
+    }
 }
 
 /// A header value: a text with placeholders, or a secret.
@@ -200,6 +207,13 @@ impl Value for HeaderText {
 
     fn shape() -> Shape {
         Shape::OneOf(vec![Shape::Text, Secret::shape()])
+    }
+
+    fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
+        match self {
+            Self::Text(_) => out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" }),
+            Self::Secret(secret) => Mirror::settings(&**secret, path, out),
+        }
     }
 }
 

@@ -557,9 +557,12 @@ impl<T: Value> Value for List<T> {
     }
 
     fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
-        // Routes are shown one by one elsewhere.
-        if !matches!(T::shape(), Shape::Table(_)) || path.ends_with("extra") {
+        if !matches!(T::shape(), Shape::Table(_)) {
             out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" });
+            return;
+        }
+        for (index, at) in self.iter().enumerate() {
+            at.value.list(&format!("{path}[{index}]"), &at.span, at.layer, out);
         }
     }
 }

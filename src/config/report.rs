@@ -347,19 +347,21 @@ impl Report {
         self.count(Severity::Error) > 0
     }
 
-    /// Puts the diagnostics in the order of the files, those without a place first.
-    pub(crate) fn sort(&mut self) {
-        let mut names: Vec<String> = Vec::new();
-        for diagnostic in &self.diagnostics {
-            if let Some(span) = &diagnostic.span
-                && !names.contains(&span.source.name)
-            {
-                names.push(span.source.name.clone());
-            }
-        }
-        self.diagnostics.sort_by_key(|d| {
-            d.span.as_ref().map(|s| (names.iter().position(|n| *n == s.source.name), s.range.start, d.code))
+    /// Puts the diagnostics in the order of the files, those without a place first, and keeps one
+    /// of those that say the same of one place: a value that many routes inherit is one fault.
+    pub(crate) fn tidy(&mut self, sources: &[Arc<Source>]) {
+        let file = |span: &Span| sources.iter().position(|source| Arc::ptr_eq(source, &span.source));
+        self.diagnostics.sort_by_key(|d| d.span.as_ref().map(|span| (file(span), span.range.start)));
+        let mut seen = std::collections::HashSet::new();
+        self.diagnostics.retain(|d| match &d.span {
+            Some(span) => seen.insert((d.code, file(span), span.range.clone())),
+            None => true,
         });
+    }
+
+    /// The diagnostics themselves.
+    pub fn into_diagnostics(self) -> Vec<Diagnostic> {
+        self.diagnostics
     }
 
     /// The whole report as text, with colours when asked; empty when there is nothing to say.
