@@ -227,7 +227,11 @@ fn man(command: Option<&str>) -> io::Result<Exit> {
         Some(name) => root.find_subcommand(name).cloned(),
     };
     let Some(page) = page else {
-        writeln!(anstream::stderr(), "error: there is no command \"{}\"\nhelp: `tidegate help` lists them", command.unwrap_or_default())?;
+        writeln!(
+            anstream::stderr(),
+            "error: there is no command \"{}\"\nhelp: `tidegate help` lists them",
+            command.unwrap_or_default()
+        )?;
         return Ok(Exit::WrongInput);
     };
     clap_mangen::Man::new(page).render(&mut io::stdout().lock())?;
@@ -261,7 +265,10 @@ mod tests {
     #[test]
     fn flags_need_each_other() {
         assert!(Cli::try_parse_from(["tidegate", "run", "--host", "localhost"]).is_err());
-        assert!(Cli::try_parse_from(["tidegate", "run", "--host", "localhost", "--upstream", "127.0.0.1:1", "-c", "x"]).is_err());
+        assert!(
+            Cli::try_parse_from(["tidegate", "run", "--host", "localhost", "--upstream", "127.0.0.1:1", "-c", "x"])
+                .is_err()
+        );
         assert!(Cli::try_parse_from(["tidegate", "run", "--host", "localhost", "--upstream", "127.0.0.1:1"]).is_ok());
     }
 }

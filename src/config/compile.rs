@@ -18,12 +18,14 @@ use super::disk;
 use super::file::{self, File};
 use super::kinds::NetworkSource;
 use super::read::{At, Layer, List, Map, Period, Timeout, nearest, quoted};
-use super::report::{Code, Diagnostic, Report};
+use super::report::{Code, Diagnostic, Report, Source};
 use super::show::Effective;
 use super::units::display_duration;
 use crate::addr::{HostName, HostPattern};
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
-use crate::site::{AccessOutput, Foundation, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks};
+use crate::site::{
+    AccessOutput, Foundation, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks,
+};
 use listen::Listeners;
 use text::Fault;
 use upstream::Upstreams;
@@ -32,8 +34,8 @@ use upstream::Upstreams;
 const LONG: Duration = Duration::from_secs(600);
 
 /// Compiles a file. `None` when the report has errors.
-pub(crate) fn compile(file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
-    let mut compiler = Compiler { report, policies: Vec::new(), profile: TlsProfile::default() };
+pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
+    let mut compiler = Compiler { main, report, policies: Vec::new(), profile: TlsProfile::default() };
     let (foundation, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
         return None;
@@ -50,6 +52,8 @@ pub(crate) fn compile(file: &File, report: &mut Report) -> Option<(SiteTable, Ef
 
 /// What the parts of a compilation share.
 struct Compiler<'r> {
+    /// The main file, for what is missing from it as a whole.
+    main: &'r Arc<Source>,
     report: &'r mut Report,
     /// Equal policies are one, so that their sites can share sessions.
     policies: Vec<Arc<TlsPolicy>>,
@@ -84,8 +88,11 @@ impl Compiler<'_> {
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
         self.unused(&listeners, &upstreams);
-        let unknown_sni = self.unknown_sni(tls, &sites);
+        let unknown_sni = self.unknown_sni(tls, file);
         let storage = storage(file.storage.as_ref());
+        if file.storage.is_none() {
+            effective.storage(&storage);
+        }
         let listeners = listeners.into_list();
         (Foundation { listeners, trust, unknown_sni, log, process, storage }, sites, effective)
     }
@@ -100,7 +107,9 @@ impl Compiler<'_> {
         match parsed {
             Ok(value) => Some(value),
             Err(Fault { what, help }) => {
-                let mut diagnostic = Diagnostic::at(code, &at.span, format!("\"{}\" in {place} cannot be used", at.value)).label(what);
+                let of_defaults = place.split_once("\" of ").filter(|_| at.layer == Layer::Defaults);
+                let place = of_defaults.map_or_else(|| place.to_owned(), |(key, _)| format!("{key}\" of [defaults]"));
+                let mut diagnostic = Diagnostic::at(code, &at.span, format!("\"{}\" in {place}: {what}", at.value));
                 if let Some(help) = help {
                     diagnostic = diagnostic.help(help);
                 }
@@ -126,10 +135,13 @@ impl Compiler<'_> {
                 proxies.unix |= networks.unix;
             } else if entry.value.starts_with(|c: char| c.is_ascii_alphabetic()) && !entry.value.contains([':', '/']) {
                 let built_in = built_in_networks();
-                let names: Vec<&str> = defined.iter().map(|(name, _)| name.value.as_str()).chain(built_in.keys().copied()).collect();
+                let names: Vec<&str> =
+                    defined.iter().map(|(name, _)| name.value.as_str()).chain(built_in.keys().copied()).collect();
                 let message = format!("[trust] names the network \"{}\", which is not defined", entry.value);
-                let help = nearest(&entry.value, names.iter().copied())
-                    .map_or_else(|| format!("add it to [networks], or use one of: {}", quoted(names.iter().copied())), |near| format!("did you mean \"{near}\"?"));
+                let help = nearest(&entry.value, names.iter().copied()).map_or_else(
+                    || format!("add it to [networks], or use one of: {}", quoted(names.iter().copied())),
+                    |near| format!("did you mean \"{near}\"?"),
+                );
                 self.push(Diagnostic::at(Code::Undefined, &entry.span, message).help(help));
             } else if let Some(net) = self.take(text::network(&entry.value), Code::Network, entry, "\"proxies\"") {
                 if net.prefix_len() == 0 {
@@ -144,8 +156,12 @@ impl Compiler<'_> {
             }
         }
         for (name, _) in &defined {
-            if !used.contains(&name.value.as_str()) {
-                self.push(Diagnostic::at(Code::Unused, &name.span, format!("network \"{}\" is never used", name.value)));
+            if !used.contains(&name.value.as_str()) && !self.report.has_errors() {
+                self.push(Diagnostic::at(
+                    Code::Unused,
+                    &name.span,
+                    format!("network \"{}\" is never used", name.value),
+                ));
             }
         }
         let strip = list(trust.and_then(|trust| trust.strip.as_ref()))
@@ -156,7 +172,9 @@ impl Compiler<'_> {
                 let name = name.as_str().replace('_', "-");
                 if name.trim_matches('-').is_empty() || KEPT.contains(&name.as_str()) {
                     let message = format!("\"{}\" in \"strip\" cannot be removed", entry.value);
-                    self.push(Diagnostic::at(Code::HeaderName, &entry.span, message).label("requests cannot do without it"));
+                    self.push(
+                        Diagnostic::at(Code::HeaderName, &entry.span, message).label("requests cannot do without it"),
+                    );
                     return None;
                 }
                 Some(name.into_boxed_str())
@@ -181,9 +199,10 @@ impl Compiler<'_> {
             }
             let place = format!("network \"{}\"", name.value);
             let nets = match &source.value {
-                NetworkSource::Here(entries) => {
-                    entries.iter().filter_map(|entry| self.take(text::network(&entry.value), Code::Network, entry, &place)).collect()
-                }
+                NetworkSource::Here(entries) => entries
+                    .iter()
+                    .filter_map(|entry| self.take(text::network(&entry.value), Code::Network, entry, &place))
+                    .collect(),
                 NetworkSource::File(file) => self.network_file(file.file.as_ref(), &place),
             };
             defined.push((name, Networks { nets, unix: false }));
@@ -212,7 +231,8 @@ impl Compiler<'_> {
                 Ok(net) => nets.push(net),
                 Err(Fault { what, help }) => {
                     let message = format!("line {} of \"{}\" in {place} cannot be used: {what}", index + 1, file.value);
-                    let mut diagnostic = Diagnostic::at(Code::Content, &file.span, message).label(format!("it says \"{entry}\""));
+                    let mut diagnostic =
+                        Diagnostic::at(Code::Content, &file.span, message).label(format!("it says \"{entry}\""));
                     if let Some(help) = help {
                         diagnostic = diagnostic.help(help);
                     }
@@ -242,16 +262,25 @@ impl Compiler<'_> {
                 "off" => AccessOutput::Off,
                 word if !word.contains(['/', '.']) => {
                     let message = format!("\"access\" in [log] cannot be \"{word}\"");
-                    let help = nearest(word, ["stdout", "off"])
-                        .map_or_else(|| format!("write \"./{word}\" if it is a file"), |near| format!("did you mean \"{near}\"? a file is written \"./{word}\""));
-                    self.push(Diagnostic::at(Code::Choice, &at.span, message).label("\"stdout\", \"off\", or a file").help(help));
+                    let help = nearest(word, ["stdout", "off"]).map_or_else(
+                        || format!("write \"./{word}\" if it is a file"),
+                        |near| format!("did you mean \"{near}\"? a file is written \"./{word}\""),
+                    );
+                    self.push(
+                        Diagnostic::at(Code::Choice, &at.span, message)
+                            .label("\"stdout\", \"off\", or a file")
+                            .help(help),
+                    );
                     AccessOutput::Stdout
                 }
                 path => AccessOutput::File(disk::resolve(&at.span, path)),
             },
         };
         let redact = log.and_then(|log| log.redact.as_ref()).map(|at| &at.value);
-        let redact_query = list(redact.and_then(|redact| redact.query.as_ref())).iter().map(|at| at.value.to_ascii_lowercase().into()).collect();
+        let redact_query = list(redact.and_then(|redact| redact.query.as_ref()))
+            .iter()
+            .map(|at| at.value.to_ascii_lowercase().into())
+            .collect();
         let redact_headers = list(redact.and_then(|redact| redact.headers.as_ref()))
             .iter()
             .filter_map(|at| self.take(text::header_name(&at.value), Code::HeaderName, at, "\"redact\""))
@@ -265,7 +294,12 @@ impl Compiler<'_> {
         let empty = file::Process::default();
         let process = process.unwrap_or(&empty);
         self.reason(process.grace.as_ref().map(|at| at.with(at.value.0)), "grace", "[process]", &[&process.why]);
-        self.reason(process.tunnel_grace.as_ref().map(|at| at.with(at.value.0)), "tunnel_grace", "[process]", &[&process.why]);
+        self.reason(
+            process.tunnel_grace.as_ref().map(|at| at.with(at.value.0)),
+            "tunnel_grace",
+            "[process]",
+            &[&process.why],
+        );
         ProcessPolicy {
             grace: period(process.grace.as_ref(), 30),
             tunnel_grace: period(process.tunnel_grace.as_ref(), 5),
@@ -276,32 +310,42 @@ impl Compiler<'_> {
     }
 
     /// `tls.unknown_sni`.
-    fn unknown_sni(&mut self, tls: Option<&file::Tls>, sites: &[Arc<crate::site::Site>]) -> UnknownSni {
+    fn unknown_sni(&mut self, tls: Option<&file::Tls>, file: &File) -> UnknownSni {
         let Some(at) = tls.and_then(|tls| tls.unknown_sni.as_ref()) else {
             return UnknownSni::Reject;
         };
         if at.value == "reject" {
             return UnknownSni::Reject;
         }
+        let sites = file.sites.as_ref().map_or(&[][..], |at| &at.value.entries);
+        let patterns: Vec<HostPattern> =
+            sites.iter().filter_map(|(name, _)| HostPattern::from_config(&name.value).ok()).collect();
         let named = HostName::from_config(&at.value).ok();
-        let found = named.filter(|name| sites.iter().any(|site| site.host == HostPattern::Exact(name.clone())));
-        if let Some(name) = found {
+        if let Some(name) = named.filter(|name| patterns.contains(&HostPattern::Exact(name.clone()))) {
             return UnknownSni::Site(name);
         }
-        let labels: Vec<&str> = sites.iter().filter(|site| matches!(site.host, HostPattern::Exact(_))).map(|site| &*site.label).collect();
-        // With a fault in the sites the list may lack the one that is meant.
-        if !self.report.has_errors() || !sites.is_empty() {
-            let message = format!("\"unknown_sni\" names the site \"{}\", which is not defined", at.value);
-            let help = nearest(&at.value, labels.iter().copied().chain(["reject"]))
-                .map_or_else(|| format!("write \"reject\", or one of: {}", quoted(labels.iter().copied())), |near| format!("did you mean \"{near}\"?"));
-            self.push(Diagnostic::at(Code::Undefined, &at.span, message).help(help));
-        }
+        let labels: Vec<&str> = patterns
+            .iter()
+            .filter(|pattern| matches!(pattern, HostPattern::Exact(_)))
+            .map(|pattern| pattern.name().as_str())
+            .collect();
+        let message = format!("\"unknown_sni\" in [tls] names the site \"{}\", which is not defined", at.value);
+        let help = nearest(&at.value, labels.iter().copied().chain(["reject"])).map_or_else(
+            || format!("write \"reject\", or one of: {}", quoted(labels.iter().copied())),
+            |near| format!("did you mean \"{near}\"?"),
+        );
+        self.push(Diagnostic::at(Code::Undefined, &at.span, message).help(help));
         UnknownSni::Reject
     }
 
     /// Warns of what is defined and never used: usually a name that was misspelled elsewhere.
     fn unused(&mut self, listeners: &Listeners<'_>, upstreams: &Upstreams<'_>) {
-        let names = listeners.unused().map(|name| ("listener", name)).chain(upstreams.unused().map(|name| ("upstream", name)));
+        // With a fault elsewhere it may be used there.
+        if self.report.has_errors() {
+            return;
+        }
+        let names =
+            listeners.unused().map(|name| ("listener", name)).chain(upstreams.unused().map(|name| ("upstream", name)));
         for (kind, name) in names {
             let message = format!("{kind} \"{}\" is never used", name.value);
             self.report.push(Diagnostic::at(Code::Unused, &name.span, message).help("name it in a site, or remove it"));
@@ -337,13 +381,17 @@ impl Compiler<'_> {
             ("idle", &t.idle),
             ("send", &t.send),
         ] {
-            self.reason(at.as_ref().map(|at| at.with(at.value.0)), key, &place, &reasons);
+            // Up to the built-in default the reason is the default's own.
+            let at =
+                at.as_ref().filter(|at| key != "idle" || at.value.0 > crate::site::policy::Timeouts::default().idle);
+            self.reason(at.map(|at| at.with(at.value.0)), key, &place, &reasons);
         }
     }
 }
 
 /// Headers that a request cannot do without; nothing may remove or write them.
-const KEPT: &[&str] = &["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"];
+const KEPT: &[&str] =
+    &["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"];
 
 /// The entries of an optional list.
 fn list(at: Option<&At<List<String>>>) -> &[At<String>] {

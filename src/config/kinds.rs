@@ -6,7 +6,8 @@ use toml::de::DeValue;
 
 use super::file::Edits;
 use super::read::{
-    At, Key, Layer, List, Listed, Map, Mirror, Node, Period, Reader, Sample, Shape, Table, Value, mirror, quoted, read_table,
+    At, Key, Layer, List, Listed, Map, Mirror, Node, Period, Reader, Sample, Shape, Table, Value, mirror, quoted,
+    read_table,
 };
 use super::report::{Code, Diagnostic, Span};
 
@@ -23,15 +24,9 @@ mirror! {
 }
 
 impl Secret {
-    /// Reports unless exactly one source is named.
-    pub(crate) fn check(&self, span: &Span, reader: &mut Reader<'_>) {
-        let named = usize::from(self.file.is_some()) + usize::from(self.env.is_some()) + usize::from(self.credential.is_some());
-        if named != 1 && self.broken.is_empty() {
-            let message = format!("a secret in {} names {}", reader.place(), if named == 0 { "no source" } else { "more than one source" });
-            reader.report.push(
-                Diagnostic::at(Code::Conflict, span, message).help("write one of { file = \"…\" }, { env = \"…\" }, { credential = \"…\" }"),
-            );
-        }
+    /// How many sources are named; one is right.
+    pub(crate) fn sources(&self) -> usize {
+        usize::from(self.file.is_some()) + usize::from(self.env.is_some()) + usize::from(self.credential.is_some())
     }
 }
 
@@ -61,14 +56,14 @@ impl Value for Certificate {
             DeValue::String(text) if text == "local" => Some(Self::Local),
             DeValue::Table(_) => {
                 let files: CertificateFiles = read_table(node, reader)?;
-                if let Some(key) = &files.key {
-                    key.value.check(&key.span, reader);
-                    if let Some(env) = &key.value.env {
-                        let diagnostic = Diagnostic::at(Code::Conflict, &env.key, "a private key is not taken from the environment")
+                if let Some(key) = &files.key
+                    && let Some(env) = &key.value.env
+                {
+                    let diagnostic =
+                        Diagnostic::at(Code::Conflict, &env.key, "a private key is not taken from the environment")
                             .label("other processes of this user can read it")
                             .help("write key = { file = \"…\" } or key = { credential = \"…\" }");
-                        reader.report.push(diagnostic);
-                    }
+                    reader.report.push(diagnostic);
                 }
                 Some(Self::Files(Box::new(files)))
             }
@@ -139,7 +134,9 @@ impl Value for Hsts {
 
     fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
         match self {
-            Self::MaxAge(_) => out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" }),
+            Self::MaxAge(_) => {
+                out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" })
+            }
             Self::Parts(parts) => Mirror::settings(&**parts, path, out),
         }
     }
@@ -194,11 +191,7 @@ pub(crate) enum HeaderText {
 impl Value for HeaderText {
     fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
         match node.value.get_ref() {
-            DeValue::Table(_) => {
-                let secret: Secret = read_table(node, reader)?;
-                secret.check(&reader.span(node), reader);
-                Some(Self::Secret(Box::new(secret)))
-            }
+            DeValue::Table(_) => read_table(node, reader).map(|secret| Self::Secret(Box::new(secret))),
             DeValue::String(text) => Some(Self::Text(text.clone().into_owned())),
             DeValue::Integer(number) => reader.wrong_kind(node, "a text", &format!("\"{number}\"")),
             _ => reader.wrong_kind(node, "a text", ""),
@@ -276,7 +269,10 @@ impl Value for Headers {
                 (name, Some(key)) => {
                     if let Some(wanted) = reader.at::<Wanted>(entry) {
                         let span = reader.span_of(key.span());
-                        headers.wanted.push((At { value: name.to_owned(), span: span.clone(), key: span, layer: reader.layer }, wanted));
+                        headers.wanted.push((
+                            At { value: name.to_owned(), span: span.clone(), key: span, layer: reader.layer },
+                            wanted,
+                        ));
                     }
                 }
                 (_, None) => {}

@@ -269,7 +269,8 @@ impl Diagnostic {
             if !self.label.is_empty() {
                 annotation = annotation.label(self.label.as_str());
             }
-            let mut snippet = Snippet::source(span.source.text.as_str()).path(span.source.name.as_str()).annotation(annotation);
+            let mut snippet =
+                Snippet::source(span.source.text.as_str()).path(span.source.name.as_str()).annotation(annotation);
             let mut other = None;
             if let Some((also, label)) = &self.also {
                 let annotation = AnnotationKind::Context.span(visible(also)).label(label.as_str());
@@ -407,7 +408,7 @@ mod tests {
 
     #[test]
     fn columns_count_characters() {
-        assert_eq!(position("a\nü = 1", 5), (2, 4));
+        assert_eq!(position("a\nü = 1", 5), (2, 3));
         assert_eq!(position("a\nü = 1", 3), (2, 1), "inside a character");
         assert_eq!(position("", 9), (1, 1));
     }

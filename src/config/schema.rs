@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value as Json, json};
 
 use super::file::File;
-use super::read::{Key, Mirror, Sample, Shape, Table};
 use super::read::Value as _;
+use super::read::{Key, Mirror, Sample, Shape, Table};
 
 /// The JSON Schema (draft 2020-12) of the format, for editors.
 pub fn json_schema() -> Json {
@@ -31,7 +31,9 @@ fn of(shape: &Shape) -> Json {
         Shape::Count { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
         Shape::Choice(words) => json!({ "enum": words }),
         Shape::List(inner) => json!({ "type": "array", "items": of(inner) }),
-        Shape::Map(inner) => json!({ "type": "object", "additionalProperties": of(inner) }),
+        Shape::Map(inner) => {
+            json!({ "type": "object", "properties": { "why": { "type": "string" } }, "additionalProperties": of(inner) })
+        }
         Shape::OneOf(shapes) => json!({ "anyOf": shapes.iter().map(of).collect::<Vec<_>>() }),
         Shape::Table(Table { keys, others }) => {
             let mut properties = Map::new();
@@ -47,7 +49,8 @@ fn of(shape: &Shape) -> Json {
                 }
                 properties.insert(key.name.to_owned(), schema);
             }
-            let required: Vec<&str> = keys.iter().filter(|key| matches!(key.sample, Sample::Required(_))).map(|key| key.name).collect();
+            let required: Vec<&str> =
+                keys.iter().filter(|key| matches!(key.sample, Sample::Required(_))).map(|key| key.name).collect();
             let others = others.as_ref().map_or(json!(false), |shape| of(shape));
             let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": others });
             if !required.is_empty() {
@@ -79,7 +82,8 @@ pub fn reference() -> String {
          # program's own description of the keys: `tidegate check -c config/reference.toml` accepts it.\n",
     );
     let keys = File::keys();
-    let (tables, values): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| matches!(key.shape, Shape::Table(_) | Shape::Map(_)));
+    let (tables, values): (Vec<&Key>, Vec<&Key>) =
+        keys.iter().partition(|key| matches!(key.shape, Shape::Table(_) | Shape::Map(_)));
     for key in values {
         entry(&mut out, key, "");
     }
@@ -97,7 +101,7 @@ pub fn reference() -> String {
                 {
                     out.push('\n');
                     doc(&mut out, key);
-                    out.push_str("#\n# Beside the keys of a site without those above \"preset\", a route has:\n");
+                    out.push_str("#\n# Beside all keys of a site from \"preset\" on, a route has:\n");
                     let Shape::Table(route) = &**route else { continue };
                     let own = route.keys.iter().take_while(|key| key.name != "preset");
                     out.push_str("[[sites.\"gateway.internal\".routes]]\n");
@@ -106,7 +110,9 @@ pub fn reference() -> String {
                     }
                 }
             }
-            (Shape::Table(_), name) if matches!(key.sample, Sample::Parts) => section(&mut out, &format!("[{name}]"), &key.shape),
+            (Shape::Table(_), name) if matches!(key.sample, Sample::Parts) => {
+                section(&mut out, &format!("[{name}]"), &key.shape)
+            }
             (_, name) => {
                 let Sample::Example(example) = key.sample else { continue };
                 // Infallible here and below: a String takes everything.
@@ -130,6 +136,8 @@ fn section(out: &mut String, header: &str, shape: &Shape) {
 fn entry(out: &mut String, key: &Key, parent: &str) {
     let name = format!("{parent}{}", key.name);
     if let (Sample::Parts, Shape::Table(table)) = (key.sample, &key.shape) {
+        out.push('\n');
+        doc(out, key);
         for inner in table.keys.iter().filter(|inner| inner.name != "why") {
             entry(out, inner, &format!("{name}."));
         }

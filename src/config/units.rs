@@ -125,11 +125,18 @@ fn parse(
     let split = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(split);
     if number.is_empty() {
-        let advice = if what == "duration" { "a number and a unit, such as \"30s\"" } else { "a number and a unit, such as \"20MiB\"" };
+        let advice = if what == "duration" {
+            "a number and a unit, such as \"30s\""
+        } else {
+            "a number and a unit, such as \"20MiB\""
+        };
         return Err(UnitError::Malformed { text: text.to_owned(), what, advice: advice.to_owned() });
     }
     if unit.is_empty() {
-        return Err(UnitError::NoUnit { number: number.to_owned(), advice: format!("\"{number}{usual}\"") });
+        // Somebody who writes 20971520 counts bytes; somebody who writes 20 does not.
+        let bytes = number.parse().ok().filter(|bytes| what == "size" && *bytes > 1024);
+        let right = bytes.map_or_else(|| format!("{number}{usual}"), |bytes| ByteSize(bytes).to_string());
+        return Err(UnitError::NoUnit { number: number.to_owned(), advice: format!("\"{right}\"") });
     }
     let unit = unit.trim();
     let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) else {
@@ -159,7 +166,9 @@ mod tests {
 
     #[test]
     fn a_duration_has_one_number_and_one_unit() {
-        for (text, millis) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("14d", 1_209_600_000), ("0s", 0)] {
+        for (text, millis) in
+            [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("14d", 1_209_600_000), ("0s", 0)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
             assert_eq!(display_duration(Duration::from_millis(millis)), text);
         }
@@ -180,7 +189,9 @@ mod tests {
 
     #[test]
     fn a_size_is_binary_or_decimal_as_written() {
-        for (text, bytes) in [("0B", 0), ("64KiB", 65_536), ("20MiB", 20 << 20), ("20MB", 20_000_000), ("1GiB", 1 << 30)] {
+        for (text, bytes) in
+            [("0B", 0), ("64KiB", 65_536), ("20MiB", 20 << 20), ("20MB", 20_000_000), ("1GiB", 1 << 30)]
+        {
             assert_eq!(parse_size(text), Ok(ByteSize(bytes)), "{text}");
         }
         assert_eq!(ByteSize(20 << 20).to_string(), "20MiB");

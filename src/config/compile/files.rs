@@ -8,8 +8,8 @@ use http::{HeaderValue, StatusCode};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::text;
 use super::Compiler;
+use super::text;
 use crate::config::disk;
 use crate::config::file;
 use crate::config::kinds::{CertificateFiles, Secret};
@@ -53,7 +53,9 @@ impl Compiler<'_> {
             Ok(found) if !found.is_empty() => Some(found.into_iter().map(|der| der.to_vec()).collect()),
             _ => {
                 let message = format!("\"{}\" in {place} holds no certificate", at.value);
-                self.push(Diagnostic::at(Code::Content, &at.span, message).help("name a PEM file with \"BEGIN CERTIFICATE\""));
+                self.push(
+                    Diagnostic::at(Code::Content, &at.span, message).help("name a PEM file with \"BEGIN CERTIFICATE\""),
+                );
                 None
             }
         }
@@ -67,7 +69,10 @@ impl Compiler<'_> {
         let credential = at.value.credential.as_ref()?;
         if credential.value.contains('/') || credential.value == ".." {
             let message = format!("\"{}\" in {place} is not the name of a credential", credential.value);
-            self.push(Diagnostic::at(Code::Secret, &credential.span, message).help("write the name that LoadCredential= gives it"));
+            self.push(
+                Diagnostic::at(Code::Secret, &credential.span, message)
+                    .help("write the name that LoadCredential= gives it"),
+            );
             return None;
         }
         let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|value| !value.is_empty()) else {
@@ -84,12 +89,27 @@ impl Compiler<'_> {
 
     /// Reads a secret, and warns when others can read it too.
     fn secret(&mut self, at: &At<Secret>, place: &str) -> Option<Vec<u8>> {
+        let sources = at.value.sources();
+        if sources != 1 {
+            if at.value.broken.is_empty() {
+                let message = format!(
+                    "the secret in {place} names {}",
+                    if sources == 0 { "no source" } else { "more than one source" }
+                );
+                let help = "write one of { file = \"…\" }, { env = \"…\" }, { credential = \"…\" }";
+                self.push(Diagnostic::at(Code::Conflict, &at.span, message).help(help));
+            }
+            return None;
+        }
         if let Some(env) = &at.value.env {
             return match std::env::var(&env.value) {
                 Ok(value) => Some(value.into_bytes()),
                 Err(_) => {
                     let message = format!("the variable \"{}\" in {place} is not set", env.value);
-                    self.push(Diagnostic::at(Code::Secret, &env.span, message).help("set it where tidegate is started, or write { file = \"…\" }"));
+                    self.push(
+                        Diagnostic::at(Code::Secret, &env.span, message)
+                            .help("set it where tidegate is started, or write { file = \"…\" }"),
+                    );
                     None
                 }
             };
@@ -116,7 +136,9 @@ impl Compiler<'_> {
         let bytes = self.secret(at, place)?;
         if PrivateKeyDer::from_pem_slice(&bytes).is_err() {
             let message = format!("the secret in {place} holds no private key");
-            self.push(Diagnostic::at(Code::Content, &at.span, message).help("name a PEM file with \"BEGIN PRIVATE KEY\""));
+            self.push(
+                Diagnostic::at(Code::Content, &at.span, message).help("name a PEM file with \"BEGIN PRIVATE KEY\""),
+            );
             return None;
         }
         Some(bytes)
@@ -125,7 +147,9 @@ impl Compiler<'_> {
     /// Reads a secret that becomes a header value; a line end at its end is not part of it.
     pub(super) fn secret_header(&mut self, at: &At<Secret>, place: &str) -> Option<HeaderValue> {
         let bytes = self.secret(at, place)?;
-        let parsed = std::str::from_utf8(&bytes).ok().and_then(|text| text::header_value(text.trim_end_matches(['\r', '\n'])).ok());
+        let parsed = std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|text| text::header_value(text.trim_end_matches(['\r', '\n'])).ok());
         match parsed {
             Some(mut value) => {
                 value.set_sensitive(true);
@@ -133,7 +157,10 @@ impl Compiler<'_> {
             }
             None => {
                 let message = format!("the secret in {place} cannot stand in a header");
-                self.push(Diagnostic::at(Code::Content, &at.span, message).help("it must be one line of visible ASCII characters"));
+                self.push(
+                    Diagnostic::at(Code::Content, &at.span, message)
+                        .help("it must be one line of visible ASCII characters"),
+                );
                 None
             }
         }
@@ -143,7 +170,8 @@ impl Compiler<'_> {
     pub(super) fn certificate_files(&mut self, files: &CertificateFiles, place: &str) -> Option<CertificateSource> {
         let place = format!("\"certificate\" of {place}");
         let (cert, key) = (files.cert.as_ref(), files.key.as_ref());
-        let chain = cert.and_then(|cert| self.certificates(cert, &place).map(|_| disk::resolve(&cert.span, &cert.value)));
+        let chain =
+            cert.and_then(|cert| self.certificates(cert, &place).map(|_| disk::resolve(&cert.span, &cert.value)));
         let key = key.filter(|key| key.value.env.is_none()).and_then(|key| {
             self.private_key(key, &place)?;
             self.secret_file(key, &place).map(|(_, path)| path)
@@ -168,23 +196,35 @@ impl Compiler<'_> {
     pub(super) fn error_pages(&mut self, map: &Map<String>, place: &str) -> Vec<ErrorPage> {
         let place = format!("\"errors\" of {place}");
         let mut pages = Vec::new();
-        for (status, page) in &map.entries {
-            let code = status.value.parse::<u16>().ok().filter(|code| (400..600).contains(code)).and_then(|code| StatusCode::from_u16(code).ok());
+        for (status, page) in map.entries.iter().filter(|(name, _)| name.value != "why") {
+            let code = status
+                .value
+                .parse::<u16>()
+                .ok()
+                .filter(|code| (400..600).contains(code))
+                .and_then(|code| StatusCode::from_u16(code).ok());
             let Some(code) = code else {
                 let message = format!("\"{}\" in {place} is not the status of an error", status.value);
-                self.push(Diagnostic::at(Code::Status, &status.span, message).label("from 400 to 599").help("write 502 = \"page.html\""));
+                self.push(
+                    Diagnostic::at(Code::Status, &status.span, message)
+                        .label("from 400 to 599")
+                        .help("write 502 = \"page.html\""),
+                );
                 continue;
             };
-            let content_type = match page.value.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase()).as_deref() {
-                Some("html" | "htm") => HeaderValue::from_static("text/html; charset=utf-8"),
-                Some("json") => HeaderValue::from_static("application/json"),
-                Some("txt") => HeaderValue::from_static("text/plain; charset=utf-8"),
-                _ => {
-                    let message = format!("\"{}\" in {place} has no known kind", page.value);
-                    self.push(Diagnostic::at(Code::Content, &page.span, message).help("name a .html, .json or .txt file"));
-                    continue;
-                }
-            };
+            let content_type =
+                match page.value.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase()).as_deref() {
+                    Some("html" | "htm") => HeaderValue::from_static("text/html; charset=utf-8"),
+                    Some("json") => HeaderValue::from_static("application/json"),
+                    Some("txt") => HeaderValue::from_static("text/plain; charset=utf-8"),
+                    _ => {
+                        let message = format!("\"{}\" in {place} has no known kind", page.value);
+                        self.push(
+                            Diagnostic::at(Code::Content, &page.span, message).help("name a .html, .json or .txt file"),
+                        );
+                        continue;
+                    }
+                };
             if let Some((_, bytes)) = self.must_read(page, &place) {
                 pages.push(ErrorPage { status: code, content_type, body: Bytes::from(bytes) });
             }

@@ -51,8 +51,10 @@ impl<'f> Listeners<'f> {
         if names.is_empty() {
             return format!("add it: extra = [{{ name = \"{name}\", https = [\"…\"] }}] in [listen]");
         }
-        nearest(name, names.iter().copied())
-            .map_or_else(|| format!("add it to \"extra\" in [listen], or use one of: {}", quoted(names)), |near| format!("did you mean \"{near}\"?"))
+        nearest(name, names.iter().copied()).map_or_else(
+            || format!("add it to \"extra\" in [listen], or use one of: {}", quoted(names)),
+            |near| format!("did you mean \"{near}\"?"),
+        )
     }
 
     /// Names that no site uses.
@@ -87,11 +89,22 @@ impl Compiler<'_> {
                 ListenAddr::Tcp((std::net::Ipv6Addr::UNSPECIFIED, port).into()),
             ]
         };
-        let mut addresses = |compiler: &mut Self, at: Option<&'f At<Vec<At<String>>>>, key: &str, place: &str, default: Vec<ListenAddr>| match at {
+        let mut addresses = |compiler: &mut Self,
+                             at: Option<&'f At<Vec<At<String>>>>,
+                             key: &str,
+                             place: &str,
+                             default: Vec<ListenAddr>| match at {
             None => default,
             Some(at) => compiler.addresses(list(Some(at)), key, place, &mut seen),
         };
-        let make = |name: Option<Box<str>>, http, https| Listener { name, http, https, handshake_timeout, request_head_timeout, keep_alive_timeout };
+        let make = |name: Option<Box<str>>, http, https| Listener {
+            name,
+            http,
+            https,
+            handshake_timeout,
+            request_head_timeout,
+            keep_alive_timeout,
+        };
         let http = addresses(self, listen.http.as_ref(), "http", "[listen]", usual(80));
         let https = addresses(self, listen.https.as_ref(), "https", "[listen]", usual(443));
         let mut listeners = vec![make(None, http, https)];
@@ -101,14 +114,25 @@ impl Compiler<'_> {
             let place = format!("listener \"{}\"", name.value);
             if let Some(first) = extras.iter().find(|extra| extra.name.value == name.value) {
                 let message = format!("two listeners have the name \"{}\"", name.value);
-                self.push(Diagnostic::at(Code::DuplicateListener, &name.span, message).also(&first.name.span, "first here").help("give each a name of its own"));
+                self.push(
+                    Diagnostic::at(Code::DuplicateListener, &name.span, message)
+                        .also(&first.name.span, "first here")
+                        .help("give each a name of its own"),
+                );
                 continue;
             }
             let http = addresses(self, at.value.http.as_ref(), "http", &place, Vec::new());
             let https = addresses(self, at.value.https.as_ref(), "https", &place, Vec::new());
-            if http.is_empty() && https.is_empty() && at.value.broken.is_empty() && self.report.diagnostics().len() == before {
+            if http.is_empty()
+                && https.is_empty()
+                && at.value.broken.is_empty()
+                && self.report.diagnostics().len() == before
+            {
                 let message = format!("{place} has no address");
-                self.push(Diagnostic::at(Code::Missing, &at.span, message).help("add https = [\"10.0.0.1:8443\"] or http = […]"));
+                self.push(
+                    Diagnostic::at(Code::Missing, &at.span, message)
+                        .help("add https = [\"10.0.0.1:8443\"] or http = […]"),
+                );
             }
             let client_cert = at.value.client_cert.as_ref().and_then(|cert| self.client_cert(cert, &place));
             listeners.push(make(Some(name.value.clone().into()), http, https));
@@ -119,10 +143,18 @@ impl Compiler<'_> {
     }
 
     /// One list of addresses; an address may stand in one list only.
-    fn addresses(&mut self, entries: &[At<String>], key: &str, place: &str, seen: &mut HashMap<ListenAddr, Span>) -> Vec<ListenAddr> {
+    fn addresses(
+        &mut self,
+        entries: &[At<String>],
+        key: &str,
+        place: &str,
+        seen: &mut HashMap<ListenAddr, Span>,
+    ) -> Vec<ListenAddr> {
         let mut found = Vec::new();
         for entry in entries {
-            let Some(address) = self.take(text::listen(&entry.value, key), Code::Listen, entry, &format!("\"{key}\" of {place}")) else {
+            let Some(address) =
+                self.take(text::listen(&entry.value, key), Code::Listen, entry, &format!("\"{key}\" of {place}"))
+            else {
                 continue;
             };
             // Port 0 is another port each time.
@@ -130,7 +162,11 @@ impl Compiler<'_> {
             match seen.get(&address) {
                 Some(first) if !is_any_port => {
                     let message = format!("\"{address}\" is listened on twice");
-                    self.push(Diagnostic::at(Code::DuplicateListener, &entry.span, message).also(first, "first here").help("remove one of the two"));
+                    self.push(
+                        Diagnostic::at(Code::DuplicateListener, &entry.span, message)
+                            .also(first, "first here")
+                            .help("remove one of the two"),
+                    );
                 }
                 _ => {
                     seen.insert(address.clone(), entry.span.clone());

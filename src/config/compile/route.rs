@@ -13,7 +13,9 @@ use crate::config::kinds::{HeaderMap, HeaderText, Hsts as HstsText};
 use crate::config::read::{At, List, Period, nearest};
 use crate::config::report::{Code, Diagnostic};
 use crate::config::units::ByteSize;
-use crate::site::policy::{Embed, HeaderEdits, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Template, Timeouts};
+use crate::site::policy::{
+    Embed, HeaderEdits, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Template, Timeouts,
+};
 use crate::site::route::{Action, Condition, Forward, Route, Strip};
 
 /// Headers that the edge writes itself on every request (GATEWAY.md of the design notes): an edit
@@ -69,7 +71,12 @@ pub(super) struct Parts<'a> {
 
 impl Compiler<'_> {
     /// Compiles the parts of a route. `None` without an action, or when the action has faults.
-    pub(super) fn route(&mut self, condition: Condition, parts: &Parts<'_>, upstreams: &mut Upstreams<'_>) -> Option<Route> {
+    pub(super) fn route(
+        &mut self,
+        condition: Condition,
+        parts: &Parts<'_>,
+        upstreams: &mut Upstreams<'_>,
+    ) -> Option<Route> {
         let Parts { shared, place, .. } = parts;
         let action = self.action(parts, upstreams);
         let timeouts = timeouts(shared);
@@ -109,9 +116,13 @@ impl Compiler<'_> {
         if shared.strip.as_ref().is_some_and(|at| at.value) && is_gateway {
             let at = shared.strip.as_ref()?;
             self.push(
-                Diagnostic::at(Code::StrippedGateway, &at.key, format!("{place} strips its prefix in front of a gateway"))
-                    .label("the gateway's pages carry absolute links")
-                    .help("set the gateway's own base path to the prefix, and remove \"strip\""),
+                Diagnostic::at(
+                    Code::StrippedGateway,
+                    &at.key,
+                    format!("{place} strips its prefix in front of a gateway"),
+                )
+                .label("the gateway's pages carry absolute links")
+                .help("set the gateway's own base path to the prefix, and remove \"strip\""),
             );
         }
         if let Some(redirect) = &shared.redirect {
@@ -137,23 +148,31 @@ impl Compiler<'_> {
             Some((307, _)) => StatusCode::TEMPORARY_REDIRECT,
             Some((308, _)) => StatusCode::PERMANENT_REDIRECT,
             Some((other, at)) => {
-                self.push(Diagnostic::at(Code::Status, &at.span, format!("{other} in {place} is no redirect")).help("write 301, 302, 303, 307 or 308"));
+                self.push(
+                    Diagnostic::at(Code::Status, &at.span, format!("{other} in {place} is no redirect"))
+                        .help("write 301, 302, 303, 307 or 308"),
+                );
                 return None;
             }
         };
         let Some(to) = &redirect.to else {
             if !redirect.broken.contains(&"to") {
                 let message = format!("{place} has no \"to\"");
-                self.push(Diagnostic::at(Code::Missing, &at.span, message).help("add to = \"https://claw.example.com{uri}\""));
+                self.push(
+                    Diagnostic::at(Code::Missing, &at.span, message).help("add to = \"https://claw.example.com{uri}\""),
+                );
             }
             return None;
         };
         let template = self.take(text::template(&to.value, text::REDIRECT_WORDS), Code::RedirectTarget, to, &place)?;
         // "//name" would leave the site in a way that is easily overlooked.
-        let is_target = to.value.starts_with("https://") || to.value.starts_with("http://") || (to.value.starts_with('/') && !to.value.starts_with("//"));
+        let is_target = to.value.starts_with("https://")
+            || to.value.starts_with("http://")
+            || (to.value.starts_with('/') && !to.value.starts_with("//"));
         if !is_target && to.value != "{uri}" {
             let right = to.value.trim_start_matches('/');
-            let fault = Fault { what: "not a URL or a path".to_owned(), help: Some(format!("write \"https://{right}\"")) };
+            let fault =
+                Fault { what: "not a URL or a path".to_owned(), help: Some(format!("write \"https://{right}\"")) };
             return self.take(Err(fault), Code::RedirectTarget, to, &place);
         }
         Some(Redirect { status, to: template })
@@ -165,10 +184,14 @@ impl Compiler<'_> {
         let number = respond.status.as_ref().map_or(200, |at| at.value.0);
         let status = u16::try_from(number).ok().and_then(|number| StatusCode::from_u16(number).ok())?;
         let body = respond.body.as_ref().map_or_else(Bytes::new, |at| Bytes::from(at.value.0.clone()));
-        let has_no_body = matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
+        let has_no_body =
+            matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
         if has_no_body && !body.is_empty() {
             let span = respond.body.as_ref().map(|at| at.span.clone())?;
-            self.push(Diagnostic::at(Code::Conflict, &span, format!("an answer {number} has no body, but {place} has one")).help("remove \"body\", or change the status"));
+            self.push(
+                Diagnostic::at(Code::Conflict, &span, format!("an answer {number} has no body, but {place} has one"))
+                    .help("remove \"body\", or change the status"),
+            );
         }
         let mut headers = Vec::new();
         for (name, value) in respond.headers.as_ref().map_or(&[][..], |map| &map.value.entries) {
@@ -196,11 +219,17 @@ impl Compiler<'_> {
                     .and_then(|(host, _)| crate::addr::HostName::from_config(host))
                     .map_err(|error| error.to_string())
                     .and_then(|_| HeaderValue::from_str(literal).map_err(|error| error.to_string()))
-                    .map_err(|what| Fault { what, help: Some("write \"preserve\", \"upstream\", or a name, with a port if need be".to_owned()) });
+                    .map_err(|what| Fault {
+                        what,
+                        help: Some("write \"preserve\", \"upstream\", or a name, with a port if need be".to_owned()),
+                    });
                 // A slip in a word would otherwise become a name that the upstream never heard of.
                 let near = nearest(literal, ["preserve", "upstream"]).filter(|_| !literal.contains('.'));
                 let parsed = match near {
-                    Some(near) => Err(Fault { what: "probably not a host".to_owned(), help: Some(format!("did you mean \"{near}\"?")) }),
+                    Some(near) => Err(Fault {
+                        what: "probably not a host".to_owned(),
+                        help: Some(format!("did you mean \"{near}\"?")),
+                    }),
                     None => parsed,
                 };
                 self.take(parsed, Code::Host, at, &format!("\"host\" of {place}")).map(HostPolicy::Literal)
@@ -220,7 +249,11 @@ impl Compiler<'_> {
             && !mount.is_empty()
         {
             let message = format!("{place} has \"mount\" without \"strip\"");
-            self.push(Diagnostic::at(Code::Conflict, &at.key, message).label("nothing is taken off that it could replace").help("add strip = true, or remove \"mount\""));
+            self.push(
+                Diagnostic::at(Code::Conflict, &at.key, message)
+                    .label("nothing is taken off that it could replace")
+                    .help("add strip = true, or remove \"mount\""),
+            );
         }
         // The site's own settings have no prefix to take off.
         (is_stripped && !prefix.is_empty()).then(|| Strip { prefix: prefix.into(), mount })
@@ -245,7 +278,9 @@ impl Compiler<'_> {
         let Some(allow) = &at.value.allow else {
             if !at.value.broken.contains(&"allow") {
                 let message = format!("{place} has no \"allow\"");
-                self.push(Diagnostic::at(Code::Missing, &at.span, message).help("add allow = [\"https://claw.example.com\"]"));
+                self.push(
+                    Diagnostic::at(Code::Missing, &at.span, message).help("add allow = [\"https://claw.example.com\"]"),
+                );
             }
             return None;
         };
@@ -295,7 +330,9 @@ impl Compiler<'_> {
         let header_bytes = match &limits.header_bytes {
             Some(at) if !((8 << 10)..=(1 << 20)).contains(&at.value.0) => {
                 let message = format!("\"header_bytes\" in \"limits\" of {place} is {}", at.value);
-                self.push(Diagnostic::at(Code::Range, &at.span, message).label("write a size from \"8KiB\" to \"1MiB\""));
+                self.push(
+                    Diagnostic::at(Code::Range, &at.span, message).label("write a size from \"8KiB\" to \"1MiB\""),
+                );
                 usual.header_bytes
             }
             Some(At { value: ByteSize(bytes), .. }) => usize::try_from(*bytes).unwrap_or(usual.header_bytes),
@@ -313,23 +350,31 @@ impl Compiler<'_> {
         let Some(headers) = shared.headers.as_ref().map(|at| &at.value) else {
             return HeaderOps::default();
         };
-        let request = headers.request.as_ref().map_or_else(HeaderEdits::default, |at| self.edits(&at.value, true, &format!("\"headers.request\" of {place}")));
-        let response = headers.response.as_ref().map_or_else(HeaderEdits::default, |at| self.edits(&at.value, false, &format!("\"headers.response\" of {place}")));
+        let request =
+            headers.request.as_ref().map_or_else(HeaderEdits::default, |at| self.edits(&at.value, true, place));
+        let response =
+            headers.response.as_ref().map_or_else(HeaderEdits::default, |at| self.edits(&at.value, false, place));
         HeaderOps { request, response }
     }
 
     /// The edits of one side.
     fn edits(&mut self, edits: &file::Edits, is_request: bool, place: &str) -> HeaderEdits {
-        let remove = self.removals(edits.remove.as_ref(), is_request, place);
-        let set = edits.set.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, place));
-        let add = edits.add.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, place));
+        let key =
+            |key: &str| format!("\"headers.{}.{key}\" of {place}", if is_request { "request" } else { "response" });
+        let remove = self.removals(edits.remove.as_ref(), is_request, &key("remove"));
+        let set = edits.set.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, &key("set")));
+        let add = edits.add.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, &key("add")));
         HeaderEdits { remove, set, add }
     }
 
     /// Names to remove.
     fn removals(&mut self, names: Option<&At<List<String>>>, is_request: bool, place: &str) -> Vec<HeaderName> {
-        let place = format!("{place}.remove");
-        list(names).iter().filter_map(|name| if is_request { self.writable_header(name, &place) } else { self.framing_safe(name, &place) }).collect()
+        list(names)
+            .iter()
+            .filter_map(
+                |name| if is_request { self.writable_header(name, place) } else { self.framing_safe(name, place) },
+            )
+            .collect()
     }
 
     /// Fields to set or add.
@@ -339,7 +384,9 @@ impl Compiler<'_> {
             let parsed = if is_request { self.writable_header(name, place) } else { self.framing_safe(name, place) };
             let Some(parsed) = parsed else { continue };
             let value = match &at.value {
-                HeaderText::Secret(secret) => self.secret_header(&at.with((**secret).clone()), place).map(Template::Literal),
+                HeaderText::Secret(secret) => {
+                    self.secret_header(&at.with((**secret).clone()), place).map(Template::Literal)
+                }
                 HeaderText::Text(value) => {
                     let value = at.with(value.clone());
                     if is_request && text::is_secret_header(parsed.as_str()) && !value.value.contains('{') {
@@ -350,7 +397,12 @@ impl Compiler<'_> {
                                 .help("write { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }"),
                         );
                     }
-                    self.take_unless_secret(text::template(&value.value, text::EDIT_WORDS), &value, parsed.as_str(), place)
+                    self.take_unless_secret(
+                        text::template(&value.value, text::EDIT_WORDS),
+                        &value,
+                        parsed.as_str(),
+                        place,
+                    )
                 }
             };
             if let Some(value) = value {
@@ -361,7 +413,13 @@ impl Compiler<'_> {
     }
 
     /// As `take`, but the message does not repeat the value of a secret.
-    fn take_unless_secret(&mut self, parsed: Result<Template, Fault>, at: &At<String>, name: &str, place: &str) -> Option<Template> {
+    fn take_unless_secret(
+        &mut self,
+        parsed: Result<Template, Fault>,
+        at: &At<String>,
+        name: &str,
+        place: &str,
+    ) -> Option<Template> {
         let shown = if text::is_secret_header(name) { at.with(name.to_owned()) } else { at.clone() };
         self.take(parsed, Code::HeaderValue, &shown, place)
     }
@@ -374,7 +432,9 @@ impl Compiler<'_> {
         if OURS.contains(&plain.as_str()) {
             let message = format!("\"{parsed}\" in {place} is always written by the edge");
             let help = "remove it; whose word is taken for the client's address stands in \"proxies\" of [trust]";
-            self.push(Diagnostic::at(Code::HeaderName, &name.span, message).label("the upstream relies on it").help(help));
+            self.push(
+                Diagnostic::at(Code::HeaderName, &name.span, message).label("the upstream relies on it").help(help),
+            );
             return None;
         }
         Some(parsed)

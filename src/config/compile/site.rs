@@ -10,13 +10,13 @@ use super::route::{Parts, has_action, has_broken_action, layered};
 use super::text::{self, Fault};
 use super::upstream::Upstreams;
 use super::{Compiler, list};
-use crate::addr::{HostPattern, ListenAddr};
+use crate::addr::{HostName, HostPattern, ListenAddr};
 use crate::config::file::{self, File, Shared};
+use crate::config::kinds::{Certificate, Wanted};
 use crate::config::preset;
 use crate::config::read::{At, nearest};
 use crate::config::report::{Code, Diagnostic, Span};
 use crate::config::show::Effective;
-use crate::config::kinds::{Certificate, Wanted};
 use crate::site::policy::{Alpn, Attribution, CertificateSource, TlsPolicy};
 use crate::site::route::{Condition, Route, RouteTable};
 use crate::site::{ListenerId, Site, SiteTls};
@@ -43,8 +43,12 @@ impl Compiler<'_> {
         let entries = file.sites.as_ref().map_or(&[][..], |at| &at.value.entries);
         if entries.is_empty() && !file.broken.contains(&"sites") {
             self.push(
-                Diagnostic::nowhere(Code::ServesNothing, "no site is defined: nothing would be served")
-                    .help("add [sites.\"claw.example.com\"] with upstream = \"127.0.0.1:18789\""),
+                Diagnostic::at(
+                    Code::ServesNothing,
+                    &Span { source: Arc::clone(self.main), range: 0..0 },
+                    "no site is defined: nothing would be served",
+                )
+                .help("add [sites.\"claw.example.com\"] with upstream = \"127.0.0.1:18789\""),
             );
         }
         let empty = Shared::default();
@@ -58,14 +62,21 @@ impl Compiler<'_> {
         for (name, at) in entries {
             let place = format!("site \"{}\"", name.value);
             let parsed = HostPattern::from_config(&name.value).map_err(|error| {
-                let help = "write a host name, an IP address, or \"*.name\"; a port belongs to [listen]";
-                Fault { what: error.to_string(), help: Some(help.to_owned()) }
+                // The likeliest slips: a URL, or a name with a port.
+                let bare =
+                    name.value.rsplit("://").next().unwrap_or_default().split(['/', ':']).next().unwrap_or_default();
+                let right = HostPattern::from_config(bare).map_or_else(
+                    |_| "write a host name, an IP address, or \"*.name\"".to_owned(),
+                    |right| format!("write \"{right}\"; schemes and ports belong to [listen]"),
+                );
+                Fault { what: error.to_string(), help: Some(right) }
             });
             let Some(host) = self.take(parsed, Code::Host, name, "[sites]") else { continue };
             self.claim(&mut claimed, &host, name);
             let mut aliases = Vec::new();
             for alias in list(at.value.aliases.as_ref()) {
-                let parsed = HostPattern::from_config(&alias.value).map_err(|error| Fault { what: error.to_string(), help: None });
+                let parsed = HostPattern::from_config(&alias.value)
+                    .map_err(|error| Fault { what: error.to_string(), help: None });
                 if let Some(pattern) = self.take(parsed, Code::Host, alias, &format!("\"aliases\" of {place}")) {
                     self.claim(&mut claimed, &pattern, alias);
                     aliases.push((pattern, alias));
@@ -85,7 +96,12 @@ impl Compiler<'_> {
             } else {
                 format!("two files have the site \"{host}\": \"{}\" and \"{}\"", first.source.name, at.span.source.name)
             };
-            self.push(Diagnostic::at(Code::DuplicateSite, &at.span, message).label("here again").also(first, "first here").help("merge the two, or remove one"));
+            self.push(
+                Diagnostic::at(Code::DuplicateSite, &at.span, message)
+                    .label("here again")
+                    .also(first, "first here")
+                    .help("merge the two, or remove one"),
+            );
         } else {
             claimed.insert(host.clone(), at.span.clone());
         }
@@ -145,7 +161,12 @@ impl Compiler<'_> {
     }
 
     /// `attribution`: local only where nobody else can come in.
-    fn attribution(&mut self, draft: &Draft<'_>, listener: Option<ListenerId>, listeners: &Listeners<'_>) -> Attribution {
+    fn attribution(
+        &mut self,
+        draft: &Draft<'_>,
+        listener: Option<ListenerId>,
+        listeners: &Listeners<'_>,
+    ) -> Attribution {
         let Some(at) = draft.written.attribution.as_ref().filter(|at| at.value == file::Attribution::Local) else {
             return Attribution::Client;
         };
@@ -154,12 +175,26 @@ impl Compiler<'_> {
         let strange = draft.aliases.iter().find(|(pattern, _)| !pattern.name().is_loopback());
         let far = listener.and_then(|id| {
             let listener = listeners.listener(id);
-            listener.http.iter().chain(&listener.https).find(|address| !address.is_loopback()).map(ListenAddr::to_string)
+            listener
+                .http
+                .iter()
+                .chain(&listener.https)
+                .find(|address| !address.is_loopback())
+                .map(ListenAddr::to_string)
         });
         if !draft.host.name().is_loopback() {
-            self.push(diagnostic.label("only localhost, *.localhost and loopback addresses can").help("remove the line: clients of other names are never local to the gateway"));
+            self.push(
+                diagnostic
+                    .label("only localhost, *.localhost and loopback addresses can")
+                    .help("remove the line: clients of other names are never local to the gateway"),
+            );
         } else if let Some((pattern, alias)) = strange {
-            self.push(diagnostic.label("not with an alias that others can use").also(&alias.span, format!("\"{pattern}\" is not a local name")).help("remove the alias, or give it a site of its own"));
+            self.push(
+                diagnostic
+                    .label("not with an alias that others can use")
+                    .also(&alias.span, format!("\"{pattern}\" is not a local name"))
+                    .help("remove the alias, or give it a site of its own"),
+            );
         } else if let Some(address) = far.filter(|_| !listeners.has_faults) {
             self.push(
                 diagnostic
@@ -171,7 +206,12 @@ impl Compiler<'_> {
     }
 
     /// `tls`, `certificate`, `alpn`, `client_cert`. The outer `None` means a fault.
-    fn site_tls(&mut self, draft: &Draft<'_>, id: Option<ListenerId>, listeners: &Listeners<'_>) -> Option<Option<SiteTls>> {
+    fn site_tls(
+        &mut self,
+        draft: &Draft<'_>,
+        id: Option<ListenerId>,
+        listeners: &Listeners<'_>,
+    ) -> Option<Option<SiteTls>> {
         let Draft { name, written, place, .. } = draft;
         let client_cert = match &written.client_cert {
             Some(at) => Some(self.client_cert(at, place)?),
@@ -188,7 +228,10 @@ impl Compiler<'_> {
         }
         if listener.https.is_empty() && !listeners.has_faults {
             let message = format!("{place} needs an https address, and {which} has none");
-            self.push(Diagnostic::at(Code::NoAddress, &name.span, message).help("add https = [\"127.0.0.1:8443\"] there, or write tls = \"off\" in the site"));
+            self.push(
+                Diagnostic::at(Code::NoAddress, &name.span, message)
+                    .help("add https = [\"127.0.0.1:8443\"] there, or write tls = \"off\" in the site"),
+            );
         }
         let policy = TlsPolicy { profile: self.profile, alpn, client_cert };
         let policy = match self.policies.iter().find(|other| ***other == policy) {
@@ -216,14 +259,15 @@ impl Compiler<'_> {
         let is_accepted = draft.written.cleartext.as_ref().is_some_and(|at| at.value == file::Cleartext::Accepted);
         if is_accepted {
             let message = format!("{place} is served in cleartext on {far}");
-            self.push(Diagnostic::at(Code::CleartextAccepted, &at.span, message).label("passwords and tokens are readable on the way"));
+            self.push(
+                Diagnostic::at(Code::CleartextAccepted, &at.span, message)
+                    .label("passwords and tokens are readable on the way"),
+            );
         } else if !has_faults {
             let message = format!("{place} would be served in cleartext on {far}");
-            self.push(
-                Diagnostic::at(Code::Cleartext, &at.span, message)
-                    .label("not a loopback address")
-                    .help("remove the line, or listen on 127.0.0.1 only, or accept the danger with cleartext = \"accepted\""),
-            );
+            self.push(Diagnostic::at(Code::Cleartext, &at.span, message).label("not a loopback address").help(
+                "remove the line, or listen on 127.0.0.1 only, or accept the danger with cleartext = \"accepted\"",
+            ));
         }
     }
 
@@ -235,7 +279,9 @@ impl Compiler<'_> {
             None => {
                 let is_off = draft.written.tls.as_ref().is_some_and(|at| at.value == file::Switch::Off);
                 let aliases = draft.aliases.iter().map(|(pattern, alias)| (pattern, *alias));
-                let public = std::iter::once((&draft.host, draft.name)).chain(aliases).find(|(pattern, _)| !pattern.name().is_internal());
+                let public = std::iter::once((&draft.host, draft.name))
+                    .chain(aliases)
+                    .find(|(pattern, _)| !is_internal(pattern));
                 let Some((pattern, at)) = public.filter(|_| !is_off) else {
                     return Some(CertificateSource::Local);
                 };
@@ -258,7 +304,10 @@ impl Compiler<'_> {
             return vec![Alpn::Http2, Alpn::Http11];
         };
         if at.value.is_empty() && !written.broken.contains(&"alpn") {
-            self.push(Diagnostic::at(Code::Empty, &at.span, format!("\"alpn\" of {place} is empty")).help("write [\"h2\", \"http/1.1\"], or remove the line"));
+            self.push(
+                Diagnostic::at(Code::Empty, &at.span, format!("\"alpn\" of {place} is empty"))
+                    .help("write [\"h2\", \"http/1.1\"], or remove the line"),
+            );
         }
         let mut alpn = Vec::new();
         for entry in &at.value {
@@ -274,13 +323,20 @@ impl Compiler<'_> {
     }
 
     /// The routes of a site; the last one has the site's own settings.
-    fn routes(&mut self, draft: &Draft<'_>, defaults: &Shared, upstreams: &mut Upstreams<'_>, effective: &mut Effective) -> Option<RouteTable> {
+    fn routes(
+        &mut self,
+        draft: &Draft<'_>,
+        defaults: &Shared,
+        upstreams: &mut Upstreams<'_>,
+        effective: &mut Effective,
+    ) -> Option<RouteTable> {
         let Draft { written, place, host, .. } = draft;
         let own = &written.shared;
         self.one_action(own, place);
         self.reasons_of_shared(own, place, &[&written.why]);
         let chosen = |route: Option<&Shared>| {
-            let near = route.and_then(|route| route.preset.as_ref()).or(own.preset.as_ref()).or(defaults.preset.as_ref());
+            let near =
+                route.and_then(|route| route.preset.as_ref()).or(own.preset.as_ref()).or(defaults.preset.as_ref());
             near.map_or(file::Preset::None, |at| at.value)
         };
         let preset = chosen(None);
@@ -313,7 +369,11 @@ impl Compiler<'_> {
             }
             if !has_action(&merged) && !has_broken_action(&merged) {
                 let message = format!("nothing says what to do with the requests of {place}");
-                self.push(Diagnostic::at(Code::NoAction, &at.span, message).help("add upstream = \"127.0.0.1:18789\" to it or to its site, or \"redirect\", or \"respond\""));
+                self.push(
+                    Diagnostic::at(Code::NoAction, &at.span, message).help(
+                        "add upstream = \"127.0.0.1:18789\" to it or to its site, or \"redirect\", or \"respond\"",
+                    ),
+                );
             }
             let faulty = condition.is_none();
             match self.route(condition.unwrap_or_default(), &parts, upstreams).filter(|_| !faulty) {
@@ -321,7 +381,11 @@ impl Compiler<'_> {
                 None => is_whole = false,
             }
         }
-        if written_routes.is_empty() && !has_action(&merged) && !has_broken_action(&merged) && !written.broken.contains(&"routes") {
+        if written_routes.is_empty()
+            && !has_action(&merged)
+            && !has_broken_action(&merged)
+            && !written.broken.contains(&"routes")
+        {
             let message = format!("nothing says what to do with the requests of {place}");
             self.push(
                 Diagnostic::at(Code::NoAction, &draft.name.span, message).help("add upstream = \"127.0.0.1:18789\" with the address of what it serves, or \"redirect\", or \"respond\""),
@@ -332,13 +396,30 @@ impl Compiler<'_> {
     }
 
     /// Reports a route that takes what another one takes, or all that the site's own settings would.
-    fn unique(&mut self, condition: &Condition, span: &Span, place: &str, site_answers: bool, draft: &Draft<'_>, seen: &mut Vec<(Condition, Span)>) {
+    fn unique(
+        &mut self,
+        condition: &Condition,
+        span: &Span,
+        place: &str,
+        site_answers: bool,
+        draft: &Draft<'_>,
+        seen: &mut Vec<(Condition, Span)>,
+    ) {
         if let Some((_, first)) = seen.iter().find(|(other, _)| is_same(other, condition)) {
             let message = format!("{place} takes the same requests as another route");
-            self.push(Diagnostic::at(Code::DuplicateRoute, span, message).label("here again").also(first, "first here").help("merge the two, or tell them apart by \"methods\", \"headers\" or \"upgrade\""));
+            self.push(
+                Diagnostic::at(Code::DuplicateRoute, span, message)
+                    .label("here again")
+                    .also(first, "first here")
+                    .help("merge the two, or tell them apart by \"methods\", \"headers\" or \"upgrade\""),
+            );
         } else if is_same(condition, &Condition::default()) && site_answers && has_action(&draft.written.shared) {
             let message = format!("{place} takes every request, so the site's own settings never apply");
-            self.push(Diagnostic::at(Code::DuplicateRoute, span, message).label("all paths").help("put its keys into the site, and remove the route"));
+            self.push(
+                Diagnostic::at(Code::DuplicateRoute, span, message)
+                    .label("all paths")
+                    .help("put its keys into the site, and remove the route"),
+            );
         }
         seen.push((condition.clone(), span.clone()));
     }
@@ -351,9 +432,15 @@ impl Compiler<'_> {
         for at in list(route.methods.as_ref()) {
             let right = at.value.to_ascii_uppercase();
             let parsed = match Method::from_bytes(at.value.as_bytes()) {
-                Ok(Method::CONNECT) => Err(Fault { what: "CONNECT is never forwarded".to_owned(), help: Some("write upgrade = true for WebSockets".to_owned()) }),
+                Ok(Method::CONNECT) => Err(Fault {
+                    what: "CONNECT is never forwarded".to_owned(),
+                    help: Some("write upgrade = true for WebSockets".to_owned()),
+                }),
                 Ok(method) if at.value == right => Ok(method),
-                _ => Err(Fault { what: "not a method as clients send it".to_owned(), help: nearest(&right, METHODS).map(|near| format!("write \"{near}\"")) }),
+                _ => Err(Fault {
+                    what: "not a method as clients send it".to_owned(),
+                    help: nearest(&right, METHODS).map(|near| format!("write \"{near}\"")),
+                }),
             };
             methods.extend(self.take(parsed, Code::Method, at, &format!("\"methods\" of {place}")));
         }
@@ -362,15 +449,28 @@ impl Compiler<'_> {
         let mut headers = Vec::new();
         for (name, at) in route.shared.headers.as_ref().map_or(&[][..], |at| &at.value.wanted) {
             let place = format!("\"headers\" of {place}");
-            let Some(parsed) = self.take(text::header_name(&name.value), Code::HeaderName, name, &place) else { continue };
+            let Some(parsed) = self.take(text::header_name(&name.value), Code::HeaderName, name, &place) else {
+                continue;
+            };
             let value = match &at.value {
                 Wanted::Present => None,
-                Wanted::Value(value) => Some(self.take(text::header_value(value), Code::HeaderValue, &at.with(value.clone()), &place)?),
+                Wanted::Value(value) => {
+                    Some(self.take(text::header_value(value), Code::HeaderValue, &at.with(value.clone()), &place)?)
+                }
             };
             headers.push((parsed, value));
         }
         headers.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
         Some(Condition { prefix, methods, headers, upgrade: route.upgrade.as_ref().map(|at| at.value) })
+    }
+}
+
+/// True when no public authority can issue for any name of the pattern.
+fn is_internal(pattern: &HostPattern) -> bool {
+    match pattern {
+        HostPattern::Exact(name) => name.is_internal(),
+        // `*.internal` is about the names below: `internal` alone has no suffix to judge by.
+        HostPattern::Wildcard(name) => HostName::parse(&format!("a.{name}")).is_ok_and(|name| name.is_internal()),
     }
 }
 

@@ -43,7 +43,10 @@ pub(crate) fn listen(text: &str, socket: &str) -> Result<ListenAddr, Fault> {
     if let Some(name) = text.strip_prefix("systemd:") {
         // systemd.socket(5): FileDescriptorName= has no control characters and no colon.
         if name.is_empty() || name.len() > 255 || !name.bytes().all(|b| b.is_ascii_graphic() && b != b':') {
-            return Err(fault_help("a socket's name has printable characters and no colon", "write \"systemd:NAME\" with the FileDescriptorName= of the socket unit"));
+            return Err(fault_help(
+                "a socket's name has printable characters and no colon",
+                "write \"systemd:NAME\" with the FileDescriptorName= of the socket unit",
+            ));
         }
         return Ok(ListenAddr::Systemd(name.into()));
     }
@@ -55,7 +58,7 @@ pub(crate) fn listen(text: &str, socket: &str) -> Result<ListenAddr, Fault> {
     } else if let Some(port) = text.strip_prefix("localhost:") {
         format!("write \"127.0.0.1:{port}\", and \"[::1]:{port}\" beside it")
     } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        format!("write \"{}\"", SocketAddr::new(ip, 443))
+        format!("write \"{}\"", SocketAddr::new(ip, if socket == "http" { 80 } else { 443 }))
     } else if text.starts_with('/') {
         format!("write \"unix:{text}\"")
     } else {
@@ -72,7 +75,10 @@ fn port_alone(text: &str) -> Option<u16> {
 /// The path of a unix socket.
 fn unix_path(path: &str) -> Result<PathBuf, Fault> {
     if !path.starts_with('/') {
-        return Err(fault_help("the path of a unix socket must be absolute", format!("write \"unix:/run/{path}\" or wherever it is")));
+        return Err(fault_help(
+            "the path of a unix socket must be absolute",
+            format!("write \"unix:/run/{path}\" or wherever it is"),
+        ));
     }
     // sun_path holds 108 bytes with its end (unix(7)).
     if path.len() > 107 || path.contains('\0') {
@@ -106,7 +112,10 @@ pub(crate) fn upstream(text: &str) -> Result<Target, Fault> {
         Some(("http" | "ws", rest)) => (Some(false), rest),
         Some(("https" | "wss", rest)) => (Some(true), rest),
         Some((scheme, _)) => {
-            return Err(fault_help(format!("\"{scheme}\" is not a scheme of an upstream"), "write http://, https://, or unix:/path"));
+            return Err(fault_help(
+                format!("\"{scheme}\" is not a scheme of an upstream"),
+                "write http://, https://, or unix:/path",
+            ));
         }
     };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
@@ -118,16 +127,27 @@ pub(crate) fn upstream(text: &str) -> Result<Target, Fault> {
         ));
     }
     if authority.contains('@') {
-        return Err(fault_help("an upstream has no user name or password", "send credentials with headers.request.set and { file = \"…\" }"));
+        return Err(fault_help(
+            "an upstream has no user name or password",
+            "send credentials with headers.request.set and { file = \"…\" }",
+        ));
     }
     if authority.starts_with('/') {
         return Err(fault_help("not an upstream", format!("write \"unix:{authority}\" for a unix socket")));
     }
     // An IPv6 address without brackets would be cut at its first colon.
     if tls.is_none() && authority.parse::<std::net::Ipv6Addr>().is_ok() {
-        return Err(fault_help("an IPv6 address needs brackets and a port", format!("write \"[{authority}]:18789\" with its port")));
+        return Err(fault_help(
+            "an IPv6 address needs brackets and a port",
+            format!("write \"[{authority}]:18789\" with its port"),
+        ));
     }
-    let bad = |error: crate::addr::HostError| fault_help(error.to_string(), "write \"127.0.0.1:18789\", \"http://name:port\", \"https://name\" or \"unix:/path\"");
+    let bad = |error: crate::addr::HostError| {
+        fault_help(
+            error.to_string(),
+            "write \"127.0.0.1:18789\", \"http://name:port\", \"https://name\" or \"unix:/path\"",
+        )
+    };
     let (host, port) = split_authority(authority).map_err(bad)?;
     let name = HostName::from_config(host).map_err(bad)?;
     let port = match (port, tls) {
@@ -135,7 +155,10 @@ pub(crate) fn upstream(text: &str) -> Result<Target, Fault> {
         (None, Some(true)) => 443,
         (None, Some(false)) => 80,
         (None, None) if name.ip().is_some() => {
-            return Err(fault_help("an address needs its port", format!("write \"{host}:18789\" with the upstream's port")));
+            return Err(fault_help(
+                "an address needs its port",
+                format!("write \"{host}:18789\" with the upstream's port"),
+            ));
         }
         (None, None) => return Ok(Target::Name(text.to_owned())),
     };
@@ -152,11 +175,17 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Fault> {
         return Ok(IpNet::from(ip.to_canonical()));
     }
     let Ok(net) = text.parse::<IpNet>() else {
-        return Err(fault_help("not a network", "write an address and a prefix length, such as \"10.0.0.0/8\" or \"2001:db8::/32\""));
+        return Err(fault_help(
+            "not a network",
+            "write an address and a prefix length, such as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        ));
     };
     if net.trunc() != net {
         let right = net.trunc();
-        return Err(fault_help("the address has bits outside its prefix", format!("write \"{right}\", or \"{}\" for the one address", net.addr())));
+        return Err(fault_help(
+            "the address has bits outside its prefix",
+            format!("write \"{right}\", or \"{}\" for the one address", net.addr()),
+        ));
     }
     // Peers are compared in canonical form, so a mapped network would never match.
     if let IpNet::V6(v6) = net
@@ -170,21 +199,33 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Fault> {
 
 /// Reads the path of a route: begins with `/`; stored without a final `/`, empty for all paths.
 pub(crate) fn prefix(text: &str) -> Result<Box<str>, Fault> {
+    let cut = text.find(['?', '#', '*']).unwrap_or(text.len());
+    let right = format!("/{}", text[..cut].trim_matches('/'));
     if !text.starts_with('/') {
-        return Err(fault_help("a path begins with \"/\"", format!("write \"/{text}\"")));
+        return Err(fault_help("a path begins with \"/\"", format!("write \"{right}\"")));
     }
-    if let Some(at) = text.find(['?', '#', '*']) {
-        let right = text[..at].trim_end_matches('/');
-        let right = if right.is_empty() { "/" } else { right };
-        let what = if text[at..].starts_with('*') { "a path is a prefix already, without \"*\"" } else { "a path has no query or fragment" };
+    if cut < text.len() {
+        let what = if text[cut..].starts_with('*') {
+            "a path is a prefix already, without \"*\""
+        } else {
+            "a path has no query or fragment"
+        };
         return Err(fault_help(what, format!("write \"{right}\"")));
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(fault_help("a path has visible ASCII characters only, as it is sent", "write other characters percent-encoded, as the client sends them"));
+        return Err(fault_help(
+            "a path has visible ASCII characters only, as it is sent",
+            "write other characters percent-encoded, as the client sends them",
+        ));
     }
     let plain = text.to_ascii_lowercase();
     let dots = |segment: &str| matches!(segment.replace("%2e", ".").as_str(), "." | "..");
-    if plain.contains("%2f") || plain.contains("%5c") || plain.contains("%00") || plain.contains('\\') || plain.split('/').any(dots) {
+    if plain.contains("%2f")
+        || plain.contains("%5c")
+        || plain.contains("%00")
+        || plain.contains('\\')
+        || plain.split('/').any(dots)
+    {
         return Err(fault("such a path never matches: requests with encoded separators or dot segments are refused"));
     }
     if text.contains("//") {
@@ -212,7 +253,10 @@ pub(crate) fn header_name(text: &str) -> Result<HeaderName, Fault> {
 pub(crate) fn header_value(text: &str) -> Result<HeaderValue, Fault> {
     let is_clean = text.trim() == text;
     HeaderValue::from_str(text).ok().filter(|_| is_clean).ok_or_else(|| {
-        fault_help("a header value has visible ASCII characters, and no blanks at its ends", "encode other characters as the header's own rules say")
+        fault_help(
+            "a header value has visible ASCII characters, and no blanks at its ends",
+            "encode other characters as the header's own rules say",
+        )
     })
 }
 
@@ -240,7 +284,9 @@ pub(crate) fn template(text: &str, words: &[&str]) -> Result<Template, Fault> {
         let (before, after) = rest.split_at(at);
         literal.push_str(before);
         let word = after[1..].split_once('}').map(|(word, _)| word);
-        let Some(word) = word.filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'))) else {
+        let Some(word) =
+            word.filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.')))
+        else {
             literal.push('{');
             rest = &after[1..];
             continue;
@@ -249,7 +295,14 @@ pub(crate) fn template(text: &str, words: &[&str]) -> Result<Template, Fault> {
             _ if !words.contains(&word) => {
                 let what = format!("\"{{{word}}}\" is not a placeholder here");
                 let help = nearest(word, words.iter().copied()).map_or_else(
-                    || format!("the placeholders are {}", quoted(words.iter().map(|w| format!("{{{w}}}")).collect::<Vec<_>>().iter().map(String::as_str))),
+                    || {
+                        format!(
+                            "the placeholders are {}",
+                            quoted(
+                                words.iter().map(|w| format!("{{{w}}}")).collect::<Vec<_>>().iter().map(String::as_str)
+                            )
+                        )
+                    },
                     |near| format!("did you mean \"{{{near}}}\"?"),
                 );
                 return Err(fault_help(what, help));
@@ -375,7 +428,10 @@ mod tests {
             Ok(Template::Parts(vec![TemplatePart::Text("https://".into()), TemplatePart::Host, TemplatePart::Uri]))
         );
         assert!(matches!(template("{\"group\":\"x\"}", EDIT_WORDS), Ok(Template::Literal(_))));
-        assert_eq!(template("{clint}", EDIT_WORDS).err().and_then(|f| f.help), Some("did you mean \"{client}\"?".to_owned()));
+        assert_eq!(
+            template("{clint}", EDIT_WORDS).err().and_then(|f| f.help),
+            Some("did you mean \"{client}\"?".to_owned())
+        );
         assert!(template("{uri}", EDIT_WORDS).is_err());
         assert!(template("a\r\nb", EDIT_WORDS).is_err());
         assert!(template(" a", EDIT_WORDS).is_err());

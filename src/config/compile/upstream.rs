@@ -52,16 +52,30 @@ impl Compiler<'_> {
         for (name, at) in map.map_or(&[][..], |map| &map.entries) {
             if let Some(first) = defined.iter().find(|first| first.name.value == name.value) {
                 let message = format!("upstream \"{}\" is defined twice", name.value);
-                self.push(Diagnostic::at(Code::SetTwice, &name.span, message).label("here again").also(&first.name.span, "first here").help("keep one of the two"));
+                self.push(
+                    Diagnostic::at(Code::SetTwice, &name.span, message)
+                        .label("here again")
+                        .also(&first.name.span, "first here")
+                        .help("keep one of the two"),
+                );
                 continue;
             }
             if !matches!(text::upstream(&name.value), Ok(Target::Name(_))) {
                 let message = format!("\"{}\" cannot be the name of an upstream", name.value);
-                self.push(Diagnostic::at(Code::Undefined, &name.span, message).label("it reads like an address").help("use letters, digits, \"-\" and \"_\""));
+                self.push(
+                    Diagnostic::at(Code::Undefined, &name.span, message)
+                        .label("it reads like an address")
+                        .help("use letters, digits, \"-\" and \"_\""),
+                );
                 continue;
             }
             let table = &at.value;
-            self.reason(table.hold.as_ref().map(|at| at.with(at.value.0)), "hold", &format!("upstream \"{}\"", name.value), &[&table.why]);
+            self.reason(
+                table.hold.as_ref().map(|at| at.with(at.value.0)),
+                "hold",
+                &format!("upstream \"{}\"", name.value),
+                &[&table.why],
+            );
             let endpoints = self.endpoints(name, table);
             let balance = match table.balance.as_ref().map(|at| at.value) {
                 None | Some(file::Balance::LeastConn) => Balance::LeastConn,
@@ -69,7 +83,14 @@ impl Compiler<'_> {
                 Some(file::Balance::HashClient) => Balance::HashClient,
             };
             let hold = table.hold.as_ref().map(|at| at.value.0);
-            defined.push(Defined { name, endpoints, balance, hold, keep_alive: table.keep_alive.as_ref(), is_used: false });
+            defined.push(Defined {
+                name,
+                endpoints,
+                balance,
+                hold,
+                keep_alive: table.keep_alive.as_ref(),
+                is_used: false,
+            });
         }
         Upstreams { defined, made: Vec::new() }
     }
@@ -79,7 +100,10 @@ impl Compiler<'_> {
         let place = format!("upstream \"{}\"", name.value);
         let servers = table.servers.as_ref()?;
         if servers.value.is_empty() && !table.broken.contains(&"servers") {
-            self.push(Diagnostic::at(Code::Empty, &servers.span, format!("{place} has no servers")).help("write servers = [\"127.0.0.1:18789\"]"));
+            self.push(
+                Diagnostic::at(Code::Empty, &servers.span, format!("{place} has no servers"))
+                    .help("write servers = [\"127.0.0.1:18789\"]"),
+            );
         }
         let material = match &table.tls {
             Some(tls) => Some(self.upstream_tls(tls, &place)?),
@@ -95,21 +119,29 @@ impl Compiler<'_> {
                 }),
                 Target::Server { address, tls, name } => Ok((address, tls, name)),
             });
-            let Some((address, tls, host)) = self.take(parsed, Code::Upstream, entry, &format!("\"servers\" of {place}")) else {
+            let Some((address, tls, host)) =
+                self.take(parsed, Code::Upstream, entry, &format!("\"servers\" of {place}"))
+            else {
                 is_whole = false;
                 continue;
             };
             let tls = match (&material, tls) {
                 (Some(_), Some(false)) => {
                     let message = format!("\"{}\" is cleartext, but {place} has \"tls\"", entry.value);
-                    self.push(Diagnostic::at(Code::Conflict, &entry.span, message).help("write https://, or remove \"tls\""));
+                    self.push(
+                        Diagnostic::at(Code::Conflict, &entry.span, message).help("write https://, or remove \"tls\""),
+                    );
                     is_whole = false;
                     continue;
                 }
                 (Some(material), _) => {
                     let Some(server_name) = material.server_name.clone().or(host) else {
-                        let message = format!("{place} has no name to check the certificate of \"{}\" against", entry.value);
-                        self.push(Diagnostic::at(Code::Missing, &entry.span, message).help("add server_name = \"…\" to its \"tls\""));
+                        let message =
+                            format!("{place} has no name to check the certificate of \"{}\" against", entry.value);
+                        self.push(
+                            Diagnostic::at(Code::Missing, &entry.span, message)
+                                .help("add server_name = \"…\" to its \"tls\""),
+                        );
                         is_whole = false;
                         continue;
                     };
@@ -123,7 +155,10 @@ impl Compiler<'_> {
             let max_idle = table.max_idle.as_ref().map_or(MAX_IDLE, |at| at.value.0);
             let endpoint = Endpoint::new(address, tls, keep_alive, max_idle);
             if endpoints.iter().any(|other| other.address == endpoint.address) {
-                self.push(Diagnostic::at(Code::DuplicateKey, &entry.span, format!("\"{}\" is twice in {place}", entry.value)).help("remove one of the two"));
+                self.push(
+                    Diagnostic::at(Code::DuplicateKey, &entry.span, format!("\"{}\" is twice in {place}", entry.value))
+                        .help("remove one of the two"),
+                );
                 is_whole = false;
             }
             endpoints.push(Arc::new(endpoint));
@@ -141,7 +176,8 @@ impl Compiler<'_> {
         };
         let server_name = match &tls.server_name {
             Some(name) => {
-                let parsed = crate::addr::HostName::from_config(&name.value).map_err(|error| Fault { what: error.to_string(), help: None });
+                let parsed = crate::addr::HostName::from_config(&name.value)
+                    .map_err(|error| Fault { what: error.to_string(), help: None });
                 Some(Arc::from(self.take(parsed, Code::Host, name, &place)?.as_str()))
             }
             None => None,
@@ -157,7 +193,10 @@ impl Compiler<'_> {
                 let span = cert.as_ref().map(|at| &at.key).or(key.as_ref().map(|at| &at.key)).unwrap_or(&at.span);
                 if !tls.broken.contains(&lacks) {
                     let message = format!("{place} has \"{has}\" without \"{lacks}\"");
-                    self.push(Diagnostic::at(Code::Conflict, span, message).help(format!("add \"{lacks}\", or remove \"{has}\"")));
+                    self.push(
+                        Diagnostic::at(Code::Conflict, span, message)
+                            .help(format!("add \"{lacks}\", or remove \"{has}\"")),
+                    );
                 }
                 return None;
             }
@@ -167,7 +206,14 @@ impl Compiler<'_> {
     }
 
     /// The upstream of a site or route. `hold` is what it inherits; a named upstream's own wins.
-    pub(super) fn upstream(&mut self, at: &At<String>, hold: Duration, is_gateway: bool, place: &str, upstreams: &mut Upstreams<'_>) -> Option<Arc<Upstream>> {
+    pub(super) fn upstream(
+        &mut self,
+        at: &At<String>,
+        hold: Duration,
+        is_gateway: bool,
+        place: &str,
+        upstreams: &mut Upstreams<'_>,
+    ) -> Option<Arc<Upstream>> {
         let target = self.take(text::upstream(&at.value), Code::Upstream, at, &format!("\"upstream\" of {place}"))?;
         let (address, tls, host) = match target {
             Target::Name(name) => return self.named_upstream(at, &name, hold, is_gateway, place, upstreams),
@@ -177,7 +223,11 @@ impl Compiler<'_> {
         if let Some((.., made)) = upstreams.made.iter().find(|(made, held, _)| *made == key && *held == hold) {
             return Some(Arc::clone(made));
         }
-        let tls = if tls == Some(true) { host.map(|server_name| EndpointTls { server_name, ca: None, client: None }) } else { None };
+        let tls = if tls == Some(true) {
+            host.map(|server_name| EndpointTls { server_name, ca: None, client: None })
+        } else {
+            None
+        };
         self.warn_of_cleartext(&address, tls.is_some(), at);
         let endpoint = Endpoint::new(address, tls, Duration::from_secs(KEEP_ALIVE), MAX_IDLE);
         let name = Arc::clone(&endpoint.label);
@@ -187,7 +237,15 @@ impl Compiler<'_> {
     }
 
     /// An upstream by its name.
-    fn named_upstream(&mut self, at: &At<String>, name: &str, hold: Duration, is_gateway: bool, place: &str, upstreams: &mut Upstreams<'_>) -> Option<Arc<Upstream>> {
+    fn named_upstream(
+        &mut self,
+        at: &At<String>,
+        name: &str,
+        hold: Duration,
+        is_gateway: bool,
+        place: &str,
+        upstreams: &mut Upstreams<'_>,
+    ) -> Option<Arc<Upstream>> {
         let Some(defined) = upstreams.defined.iter_mut().find(|defined| defined.name.value == name) else {
             let names: Vec<&str> = upstreams.defined.iter().map(|defined| defined.name.value.as_str()).collect();
             let message = format!("{place} sends to upstream \"{name}\", which is not defined");
@@ -195,7 +253,8 @@ impl Compiler<'_> {
             if let Some(near) = nearest(name, names.iter().copied()) {
                 diagnostic = diagnostic.help(format!("did you mean \"{near}\"?"));
             } else if names.is_empty() {
-                diagnostic = diagnostic.help(format!("add [upstreams.{name}], or write \"{name}:18789\" with its port if it is a host"));
+                diagnostic = diagnostic
+                    .help(format!("add [upstreams.{name}], or write \"{name}:18789\" with its port if it is a host"));
             } else {
                 diagnostic = diagnostic.help(format!("add [upstreams.{name}], or use one of: {}", quoted(names)));
             }
@@ -217,9 +276,17 @@ impl Compiler<'_> {
             && is_gateway
             && keep_alive.value.0 >= GATEWAY_KEEP_ALIVE
         {
-            let message = format!("upstream \"{name}\" keeps connections longer than the gateway, which closes them at 5s");
-            let diagnostic = Diagnostic::at(Code::KeepAlive, &keep_alive.span, message).label("requests would race the close").help("write \"4s\", or remove the line");
-            if !self.report.diagnostics().iter().any(|other| other.code == Code::KeepAlive && other.message == diagnostic.message) {
+            let message =
+                format!("upstream \"{name}\" keeps connections longer than the gateway, which closes them at 5s");
+            let diagnostic = Diagnostic::at(Code::KeepAlive, &keep_alive.span, message)
+                .label("requests would race the close")
+                .help("write \"4s\", or remove the line");
+            if !self
+                .report
+                .diagnostics()
+                .iter()
+                .any(|other| other.code == Code::KeepAlive && other.message == diagnostic.message)
+            {
                 self.push(diagnostic);
             }
         }
