@@ -1,0 +1,7 @@
+//! The black-box suite: the real program, real sockets, real clients.
+//!
+//! One file per theme; a test's name is the promise it proves, and its doc names the requirement
+//! (F-, N-, G-, O-, M-) or the RFC that the promise comes from. Helpers are in `harness`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation of a test is a panic by design")]
+
+mod harness;
