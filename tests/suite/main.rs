@@ -5,3 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation of a test is a panic by design")]
 
 mod harness;
+
+mod http1;
+mod http2;
+mod websocket;

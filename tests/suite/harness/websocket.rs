@@ -50,6 +50,16 @@ impl Socket {
         message.expect("the socket is open").expect("a well-formed frame")
     }
 
+    /// As `send`, without a bound of its own.
+    pub(crate) async fn send_patiently(&mut self, message: Message) {
+        self.stream.send(message).await.expect("the edge takes a message");
+    }
+
+    /// As `next`, without a bound of its own.
+    pub(crate) async fn next_patiently(&mut self) -> Message {
+        self.stream.next().await.expect("the socket is open").expect("a well-formed frame")
+    }
+
     /// Sends a text and returns the next text.
     pub(crate) async fn echo(&mut self, text: &str) -> String {
         self.send(text).await;

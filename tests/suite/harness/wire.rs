@@ -164,6 +164,13 @@ impl Wire {
         &self.buffer
     }
 
+    /// Throws away what was read, and returns how much it was.
+    pub(crate) fn take_all(&mut self) -> usize {
+        let length = self.buffer.len();
+        self.buffer.clear();
+        length
+    }
+
     /// The next `length` bytes.
     pub(crate) async fn exact(&mut self, length: usize) -> Vec<u8> {
         while self.buffer.len() < length {
