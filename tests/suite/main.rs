@@ -6,6 +6,18 @@
 
 mod harness;
 
+mod answers;
+mod config_cli;
+mod docs;
+mod drain;
+mod framing;
 mod http1;
 mod http2;
+mod layers;
+mod limits_timeouts;
+mod log;
+mod reload;
+mod routes;
+mod tls;
+mod trust;
 mod websocket;

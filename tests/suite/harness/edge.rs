@@ -250,12 +250,6 @@ impl From<Output> for Run {
     }
 }
 
-/// Runs the program to its end in an empty directory.
-pub(crate) fn run(args: &[&str]) -> Run {
-    let dir = TempDir::new().expect("a directory for the test");
-    run_in(dir.path(), args)
-}
-
 /// Runs the program to its end in this directory.
 pub(crate) fn run_in(dir: &Path, args: &[&str]) -> Run {
     command(dir).args(args).stdin(Stdio::null()).output().expect("the program starts").into()

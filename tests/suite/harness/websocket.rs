@@ -159,7 +159,11 @@ pub(crate) struct WebSocketUpstream {
 impl WebSocketUpstream {
     /// Listens on a free port.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"))
+    }
+
+    /// As `start`, on a listener that stands already.
+    pub(crate) fn start_on(listener: TcpListener) -> Self {
         let address = listener.local_addr().expect("a bound listener");
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let record = seen.clone();
