@@ -15,7 +15,6 @@ mod log;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access_log::{self, AccessLog};
 use crate::config::report::Report;
-use crate::config::{self, Loaded};
+use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
@@ -41,20 +40,6 @@ use doors::Doors;
 pub use fault::StartError;
 pub use log::Log;
 
-/// Where the configuration comes from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// A file, and what it includes.
-    File(PathBuf),
-    /// The command line: `run --host NAME --upstream ADDR`.
-    Flags {
-        /// The site.
-        host: String,
-        /// Its upstream.
-        upstream: String,
-    },
-}
-
 /// What the machine gives the process.
 #[derive(Debug)]
 pub struct Machine {
@@ -66,7 +51,7 @@ pub struct Machine {
 
 /// A running edge.
 pub struct Server {
-    source: Source,
+    source: Input,
     machine: Machine,
     log: Log,
     certs: Arc<CertStore>,
@@ -91,7 +76,7 @@ impl Server {
     ///
     /// # Errors
     /// When the configuration has faults, or the machine refuses something.
-    pub async fn start(source: Source, machine: Machine, log: Log) -> Result<Self, StartError> {
+    pub async fn start(source: Input, machine: Machine, log: Log) -> Result<Self, StartError> {
         let began = Instant::now();
         let mut loaded = load(source.clone()).await?;
         log.configure(&loaded.table.log);
@@ -380,11 +365,8 @@ async fn requests_ended(drain: &Drain, until: Instant) {
 }
 
 /// Reads and compiles the configuration, away from the threads that drive sockets and signals.
-async fn load(source: Source) -> Result<Loaded, StartError> {
-    let loading = tokio::task::spawn_blocking(move || match &source {
-        Source::File(path) => config::load(path),
-        Source::Flags { host, upstream } => config::from_flags(host, upstream),
-    });
+async fn load(source: Input) -> Result<Loaded, StartError> {
+    let loading = tokio::task::spawn_blocking(move || source.load());
     off_thread(loading).await?.map_err(StartError::Config)
 }
 
@@ -564,7 +546,7 @@ pub(crate) mod tests {
                 max_connections: None,
                 workers: None,
             },
-            storage: PathBuf::from("/var/lib/tidegate"),
+            storage: std::path::PathBuf::from("/var/lib/tidegate"),
         };
         SiteTable::new(foundation, sites.into_iter().map(Arc::new).collect()).expect("no name twice")
     }

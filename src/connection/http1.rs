@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
-use super::socket::SendLimit;
+use super::socket::SocketHandle;
 use super::{Bounds, Ending};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
@@ -35,7 +35,7 @@ pub async fn serve<S>(
     stream: S,
     bounds: Bounds,
     accepted: Instant,
-    send_limit: SendLimit,
+    socket: SocketHandle,
 ) -> Ending
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -46,7 +46,7 @@ where
     let limits = Limits { bytes: bounds.head_bytes, fields: bounds.head_fields };
     let (gate, handle) = HeadGate::new(stream, deadlines, limits, raw_answer);
     let carrier: Rc<dyn Carrier> =
-        Rc::new(Http1::<S> { handle: handle.clone(), exchange: RefCell::default(), send_limit, stream: PhantomData });
+        Rc::new(Http1::<S> { handle: handle.clone(), exchange: RefCell::default(), socket, stream: PhantomData });
     let service = service_fn(move |request: Request<Incoming>| {
         let served = request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request);
         async move { Ok::<_, Infallible>(served.await) }
@@ -83,7 +83,6 @@ const DEFAULT_FIELDS: usize = 100;
 const MIN_HEAD_BUFFER: usize = 8 << 10;
 
 fn ending(ended: hyper::Result<()>, handle: &GateHandle) -> Ending {
-    let bytes_in = handle.bytes_read();
     if let Some(fault) = handle.fault() {
         let kind = match fault {
             Fault::HeadTimeout | Fault::Silent => "timeout",
@@ -92,13 +91,13 @@ fn ending(ended: hyper::Result<()>, handle: &GateHandle) -> Ending {
         };
         let request = handle.answer_id().map_or(String::new(), |id| format!(", request {id}"));
         let why = format!("{fault} [{}{request}]", fault.code());
-        return Ending { kind, why, bytes_in, is_fault: kind == "http" };
+        return Ending { kind, why, is_fault: kind == "http" };
     }
     let why = match ended {
         Ok(()) => "the client closed it before a request".into(),
         Err(error) => error.to_string(),
     };
-    Ending { kind: "closed", why, bytes_in, is_fault: false }
+    Ending { kind: "closed", why, is_fault: false }
 }
 
 /// The answer to a head that never became a request, under an ID that the record names too.
@@ -113,7 +112,7 @@ struct Http1<S> {
     handle: GateHandle,
     /// While it is there, the gate holds the next message back.
     exchange: RefCell<Option<head_gate::Exchange>>,
-    send_limit: SendLimit,
+    socket: SocketHandle,
     stream: PhantomData<fn(S)>,
 }
 
@@ -147,7 +146,7 @@ where
     }
 
     fn limit_send(&self, limit: Duration) {
-        self.send_limit.set(limit);
+        self.socket.limit_send(limit);
     }
 
     fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {
