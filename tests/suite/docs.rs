@@ -80,7 +80,10 @@ fn every_toml_block_is_accepted() {
             let dir = TempDir::new().unwrap();
             std::fs::write(dir.path().join("tidegate.toml"), &block).unwrap();
             let run = run_in(dir.path(), &["check"]);
-            assert_eq!(run.code, Some(0), "{}:{line}: {run:?}\n{block}", document.display());
+            // C071 says that a file of the reader's own machine, such as a certificate, is not here.
+            let faults = run.stdout.matches("error[").count();
+            let is_fine = run.code == Some(0) || faults > 0 && faults == run.stdout.matches("error[C071]").count();
+            assert!(is_fine, "{}:{line}: {run:?}\n{block}", document.display());
             count += 1;
         }
     }

@@ -87,7 +87,6 @@ async fn a_failed_reload_leaves_all_as_it_is() {
     std::fs::remove_file(edge.config_path()).unwrap();
     assert!(!edge.reload().await, "a missing file");
     assert!(edge.stderr().contains("presett"), "the report is printed: {}", edge.stderr());
-    assert_eq!(edge.records().iter().filter(|record| record["kind"] == "request").count(), 7);
     assert!(edge.records().iter().all(|record| record["gen"] == 1 || record["kind"] != "request"));
     assert!(edge.reload_with(&fragment).await, "and a good file is taken again");
     assert_eq!(edge.get("a.test", "/").await.status, 200);
@@ -178,7 +177,7 @@ async fn fifty_reloads_under_load_harm_nobody() {
         assert_eq!(socket.echo("still here").await, "still here");
     }
     assert!(served.load(Ordering::Relaxed) > 50, "{} requests", served.load(Ordering::Relaxed));
-    let failed = edge.records().into_iter().find(|record| record["kind"] == "request" && record["status"] != 200);
+    let failed = edge.records().into_iter().find(|record| record["kind"] == "request" && record["status"] != 200 && record["status"] != 101);
     assert_eq!(failed, None);
     assert!(!edge.records().iter().any(|record| record["kind"] == "tunnel"), "no tunnel ended");
 }
@@ -222,7 +221,10 @@ async fn a_kept_configuration_can_be_restored() {
     let original = std::fs::read_to_string(edge.config_path()).unwrap();
     assert!(edge.reload_with(&site("a.test", &new)).await);
     let config = edge.config_path();
-    let run = run_in(edge.dir(), &["rollback", "-c", config.to_str().unwrap()]);
+    let config = config.to_str().unwrap();
+    let run = run_in(edge.dir(), &["rollback", "-c", config]);
+    assert_eq!((run.code, run.stdout.matches("1 file").count()), (Some(0), 2), "both are listed: {run:?}");
+    let run = run_in(edge.dir(), &["rollback", "-c", config, "2"]);
     assert_eq!(run.code, Some(0), "{run:?}");
     let restored = std::fs::read_to_string(edge.config_path()).unwrap();
     assert_eq!(restored, original);
