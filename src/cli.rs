@@ -62,8 +62,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         export: Option<PathBuf>,
     },
-    /// List the configurations that were in force, or restore one
+    /// Restore a configuration that was in force: the one before, or the Nth of the list
     Rollback {
+        /// Only list those that are kept
+        #[arg(long, conflicts_with = "choice")]
+        list: bool,
         /// Which, as listed
         #[arg(value_name = "N")]
         choice: Option<usize>,
@@ -162,7 +165,7 @@ fn execute(command: Command) -> io::Result<Exit> {
             Ok(Exit::Fine)
         }
         Command::Trust { file, export } => trust(&file, export.as_deref()),
-        Command::Rollback { choice, file, storage } => rollback(&file, storage.as_deref(), choice),
+        Command::Rollback { list, choice, file, storage } => rollback(&file, storage.as_deref(), list, choice),
         Command::Man { command } => man(command.as_deref()),
     }
 }
@@ -201,14 +204,20 @@ fn trust(file: &FileArg, export: Option<&Path>) -> io::Result<Exit> {
 }
 
 /// `tidegate rollback`.
-fn rollback(file: &FileArg, storage: Option<&Path>, choice: Option<usize>) -> io::Result<Exit> {
+fn rollback(file: &FileArg, storage: Option<&Path>, is_list: bool, choice: Option<usize>) -> io::Result<Exit> {
     let path = path(file)?;
     // The file may be the broken one that is to be replaced: then its `storage` cannot be read.
     let storage = storage.map(Path::to_owned).unwrap_or_else(|| match config::load(&path) {
         Ok(loaded) => loaded.table.storage,
         Err(_) => config::default_storage(),
     });
-    match history::rollback(&path, &storage, choice, &mut anstream::stdout()) {
+    let mut out = anstream::stdout();
+    let done = if is_list {
+        history::write_list(&path, &storage, &mut out)
+    } else {
+        history::rollback(&path, &storage, choice, &mut out)
+    };
+    match done {
         Ok(()) => Ok(Exit::Fine),
         Err(error) => {
             writeln!(anstream::stderr(), "error: {error}")?;

@@ -101,7 +101,7 @@ pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
     let handshake = tls::accept(socket, &arrival.shared.policies, table, id, ip, deadline).await;
     drop(generation);
     match handshake {
-        Err(error) => arrival.record(error.kind(), &error.to_string(), error.sni(), 0),
+        Err(error) => arrival.record("tls", &error.to_string(), error.sni(), 0),
         Ok(handshake) => match handshake.facts.alpn {
             Alpn::Http11 => arrival.http1(handshake.stream, Some(handshake.facts), bounds, send_limit).await,
             Alpn::Http2 => arrival.http2(handshake.stream, handshake.facts, bounds, send_limit).await,

@@ -189,17 +189,20 @@ impl Door {
     fn shed(&self, socket: &Listening, shared: &Rc<Shared>) -> bool {
         drop(self.spare.take());
         let arrival = coop::unconstrained(socket.accept()).now_or_never();
-        let has_shed = match arrival {
+        let has_accepted = match arrival {
             Some(Ok(arrival)) => {
                 self.refuse(arrival, "no file descriptor is free", shared);
                 true
             }
-            Some(Err(_)) | None => false,
+            // Without a free descriptor Linux reports EMFILE even when nobody waits. With one it
+            // said that the queue is empty: the next accept sleeps until somebody comes.
+            None => true,
+            Some(Err(_)) => false,
         };
         let spare = spare_descriptor();
         let has_spare = spare.is_some();
         *self.spare.borrow_mut() = spare;
-        has_shed && has_spare
+        has_accepted && has_spare
     }
 
     /// Serves a connection, or closes it when too many are open.

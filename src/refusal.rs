@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::body::Body;
 
@@ -36,6 +36,8 @@ pub enum Refusal {
     AmbiguousPath,
     /// `Sec-WebSocket-Key` is missing or malformed.
     BadWebSocketKey,
+    /// `Sec-WebSocket-Version` is not 13.
+    BadWebSocketVersion,
     /// The body broke its framing.
     BadBody,
     /// The origin is not one of the site's.
@@ -140,6 +142,12 @@ impl Refusal {
                 BAD_REQUEST,
                 "the WebSocket handshake has no valid Sec-WebSocket-Key",
             ),
+            Self::BadWebSocketVersion => words(
+                S::BAD_REQUEST,
+                "E400-websocket-version",
+                BAD_REQUEST,
+                "only version 13 of WebSocket is spoken here",
+            ),
             Self::BadBody => {
                 words(S::BAD_REQUEST, "E400-body", BAD_REQUEST, "the body of this request is malformed or broke off")
             }
@@ -214,17 +222,25 @@ impl Refusal {
         }
     }
 
-    /// Whether the connection ends with this answer: where the framing is in doubt, or a body is unread.
-    pub fn closes(&self) -> bool {
-        matches!(
-            self,
+    /// Whether an HTTP/1.1 connection ends with this answer: after whatever casts doubt on the client
+    /// or leaves a body unread. Refuse, then close: nothing that follows is taken for a request.
+    fn closes(&self) -> bool {
+        match self {
+            Self::Origin | Self::NoRoute | Self::UnknownProtocol | Self::Busy | Self::ClientUnknown => false,
+            Self::Unreachable { .. } | Self::Held { .. } | Self::Failed { .. } => false,
             Self::Malformed { .. }
-                | Self::BadHost
-                | Self::BadBody
-                | Self::BodyTimeout
-                | Self::BodyTooLarge
-                | Self::Method
-        )
+            | Self::BadHost
+            | Self::AmbiguousPath
+            | Self::BadWebSocketKey
+            | Self::BadWebSocketVersion
+            | Self::BadBody
+            | Self::Method
+            | Self::BodyTimeout
+            | Self::BodyTooLarge
+            | Self::UnknownHost
+            | Self::WrongConnection
+            | Self::HeadTooLarge => true,
+        }
     }
 
     /// Whether asking again soon may help, and after how many seconds.
@@ -300,6 +316,8 @@ impl Failure {
 pub struct Asker<'a> {
     /// The request's `Accept`.
     pub headers: &'a HeaderMap,
+    /// The version of the request.
+    pub version: Version,
     /// The request ID.
     pub request_id: &'a HeaderValue,
     /// Whether details of this machine may be shown.
@@ -331,7 +349,8 @@ pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
     if let Some(seconds) = refusal.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if refusal.closes() {
+    // RFC 9113 8.2.2: HTTP/2 has no such field.
+    if refusal.closes() && asker.version != Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -379,19 +398,25 @@ enum Form {
 }
 
 impl Form {
-    /// The first of our three forms in `Accept` (RFC 9110 12.5.1). Browsers name `text/html` first;
-    /// weights are not compared, because no client was seen for which it matters.
+    /// The form with the highest weight in `Accept`, the first among equals (RFC 9110 12.5.1). A
+    /// range with a `*` does not ask for a form: plain text suits it, and curl.
     fn wanted(headers: &HeaderMap) -> Self {
         let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let mut best = (0.0, Self::Text);
         for range in accept.split(',') {
-            match range.split(';').next().unwrap_or_default().trim() {
-                "text/html" | "application/xhtml+xml" => return Self::Html,
-                "text/plain" => return Self::Text,
-                kind if kind == "application/json" || kind.ends_with("+json") => return Self::Json,
-                _ => {}
+            let mut parts = range.split(';').map(str::trim);
+            let form = match parts.next().unwrap_or_default() {
+                "text/html" | "application/xhtml+xml" => Self::Html,
+                "text/plain" => Self::Text,
+                kind if kind == "application/json" || kind.ends_with("+json") => Self::Json,
+                _ => continue,
+            };
+            let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| q.parse().unwrap_or(0.0));
+            if weight > best.0 {
+                best = (weight, form);
             }
         }
-        Self::Text
+        best.1
     }
 }
 
@@ -461,7 +486,15 @@ mod tests {
     fn answer(refusal: &Refusal, accept: &'static str, is_near: bool) -> Response<Body> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        respond(refusal, &Asker { headers: &headers, request_id: &HeaderValue::from_static("r1"), is_near })
+        respond(
+            refusal,
+            &Asker {
+                headers: &headers,
+                version: Version::HTTP_11,
+                request_id: &HeaderValue::from_static("r1"),
+                is_near,
+            },
+        )
     }
 
     fn body(response: Response<Body>) -> String {
@@ -490,6 +523,7 @@ mod tests {
             ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
             ("application/json", "application/json"),
             ("application/problem+json, text/html", "application/json"),
+            ("text/html;q=0.1, application/json", "application/json"),
             ("*/*", "text/plain; charset=utf-8"),
         ] {
             assert_eq!(answer(&Refusal::NoRoute, accept, false).headers()[CONTENT_TYPE], expected, "{accept}");

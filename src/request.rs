@@ -14,9 +14,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, HOST, LOCATION};
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
+use http::header::{CONTENT_LENGTH, HOST, LOCATION, TRANSFER_ENCODING};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::Upgraded;
 
@@ -131,6 +131,10 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
     exchange.route = Some(Arc::clone(&route));
     exchange.carrier.limit_send(route.timeouts.send);
 
+    if head.version == Version::HTTP_2 {
+        check_values(&head.headers)?;
+    }
+
     // Everything that can be judged by the head is judged before a byte of the body is read.
     policy::check_head(head, &route.limits).map_err(|_| Refusal::HeadTooLarge)?;
     check_length(head, &incoming, &route.limits)?;
@@ -151,6 +155,11 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
             response.headers_mut().extend(respond.headers.iter().cloned());
             Ok(Reply::own(response))
         }
+        Action::Forward(forward) if !is_tunnel && is_mount_without_slash(head, forward) => {
+            let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
+            let location = format!("{}/{query}", head.uri.path());
+            Ok(Reply::own(redirect(StatusCode::PERMANENT_REDIRECT, &location)))
+        }
         Action::Forward(forward) => pass_on(exchange, head, incoming, &host, &route, forward, upgrade).await,
     }
 }
@@ -166,7 +175,7 @@ async fn pass_on(
     upgrade: Option<Upgrade>,
 ) -> Result<Reply, Refusal> {
     let body = request_body(exchange, incoming, route, forward).await?;
-    let (outgoing, client) = outgoing_head(exchange, head, host, route, forward, upgrade.as_ref())?;
+    let (outgoing, client) = outgoing_head(exchange, head, host, &body, route, forward, upgrade.as_ref())?;
     exchange.sent_upstream();
     let plan = Plan {
         upstream: &forward.upstream,
@@ -214,17 +223,35 @@ fn host_of(head: &request::Parts) -> Result<RequestHost, Refusal> {
         return Err(Refusal::BadHost);
     }
     let value = match (head.uri.authority(), header) {
-        (Some(authority), Some(header)) if !header.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
-            return Err(Refusal::BadHost);
+        (Some(authority), Some(header)) => {
+            let header_text = header.to_str().map_err(|_| Refusal::BadHost)?;
+            if !is_same_authority(authority.as_str(), header_text, head.uri.scheme()) {
+                return Err(Refusal::BadHost);
+            }
+            header.clone()
         }
         (Some(authority), None) => HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::BadHost)?,
-        (_, Some(header)) => header.clone(),
+        (None, Some(header)) => header.clone(),
         (None, None) => return Err(Refusal::BadHost),
     };
     let text = value.to_str().map_err(|_| Refusal::BadHost)?;
     let (name, port) = split_authority(text).map_err(|_| Refusal::BadHost)?;
     let name_length = name.len();
     Ok(RequestHost { value, name_length, port })
+}
+
+/// True when two authorities name one host and port; a port left out is the scheme's (RFC 9110 4.2.3).
+fn is_same_authority(one: &str, other: &str, scheme: Option<&Scheme>) -> bool {
+    if one.eq_ignore_ascii_case(other) {
+        return true;
+    }
+    let default = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    match (split_authority(one), split_authority(other)) {
+        (Ok((one, one_port)), Ok((other, other_port))) => {
+            one.eq_ignore_ascii_case(other) && one_port.unwrap_or(default) == other_port.unwrap_or(default)
+        }
+        (Err(_), _) | (_, Err(_)) => false,
+    }
 }
 
 /// The site of a host, if it may be reached on this connection.
@@ -280,6 +307,25 @@ fn redirect(status: StatusCode, location: &str) -> Response<Body> {
     response
 }
 
+/// `/mount` is sent to `/mount/`, or relative links of the page there would leave the mount.
+fn is_mount_without_slash(head: &request::Parts, forward: &Forward) -> bool {
+    forward.strip.as_ref().is_some_and(|strip| head.uri.path() == &*strip.prefix)
+        && (head.method == Method::GET || head.method == Method::HEAD)
+}
+
+/// RFC 9113 8.2.1: a value with blanks around it is malformed. In HTTP/1.1 they are no part of it.
+fn check_values(fields: &HeaderMap) -> Result<(), Refusal> {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    if fields.values().any(|value| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())) {
+        return Err(Refusal::Malformed {
+            status: StatusCode::BAD_REQUEST,
+            code: "E400-field-value",
+            why: "a field value begins or ends with a blank",
+        });
+    }
+    Ok(())
+}
+
 /// RFC 9110 15.5.14: a body that is announced too large is refused before it is read.
 fn check_length(head: &request::Parts, incoming: &Incoming, limits: &Limits) -> Result<(), Refusal> {
     let announced =
@@ -325,6 +371,7 @@ fn outgoing_head(
     exchange: &mut Exchange,
     head: &request::Parts,
     host: &RequestHost,
+    body: &Body,
     route: &Route,
     forward: &Forward,
     upgrade: Option<&Upgrade>,
@@ -341,6 +388,10 @@ fn outgoing_head(
     let fields = &mut outgoing.headers;
     headers::clean_request(fields, &table.trust, exchange.is_peer_trusted(), &table.identity_headers);
     fields.remove(CONTENT_LENGTH);
+    if exchange.request_meter.is_some() && body.size_hint().exact().is_none() {
+        // Said aloud, because hyper takes a GET for bodiless otherwise, and drops what it has.
+        fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     headers::join_cookies(fields);
     fields.insert(HOST, host.value.clone());
     headers::edit(fields, &route.headers.request, &exchange.values());

@@ -18,7 +18,7 @@ use super::disk;
 use super::file::{self, File};
 use super::kinds::NetworkSource;
 use super::read::{At, Layer, List, Map, Period, Timeout, nearest, quoted};
-use super::report::{Code, Diagnostic, Report};
+use super::report::{Code, Diagnostic, Report, Source};
 use super::show::Effective;
 use super::units::display_duration;
 use crate::addr::{HostName, HostPattern};
@@ -34,8 +34,8 @@ use upstream::Upstreams;
 const LONG: Duration = Duration::from_secs(600);
 
 /// Compiles a file. `None` when the report has errors.
-pub(crate) fn compile(file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
-    let mut compiler = Compiler { report, policies: Vec::new(), profile: TlsProfile::default() };
+pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
+    let mut compiler = Compiler { main, report, policies: Vec::new(), profile: TlsProfile::default() };
     let (foundation, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
         return None;
@@ -52,6 +52,8 @@ pub(crate) fn compile(file: &File, report: &mut Report) -> Option<(SiteTable, Ef
 
 /// What the parts of a compilation share.
 struct Compiler<'r> {
+    /// The main file, for what is missing from it as a whole.
+    main: &'r Arc<Source>,
     report: &'r mut Report,
     /// Equal policies are one, so that their sites can share sessions.
     policies: Vec<Arc<TlsPolicy>>,
@@ -86,8 +88,11 @@ impl Compiler<'_> {
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
         self.unused(&listeners, &upstreams);
-        let unknown_sni = self.unknown_sni(tls, &sites);
+        let unknown_sni = self.unknown_sni(tls, file);
         let storage = storage(file.storage.as_ref());
+        if file.storage.is_none() {
+            effective.storage(&storage);
+        }
         let listeners = listeners.into_list();
         (Foundation { listeners, trust, unknown_sni, log, process, storage }, sites, effective)
     }
@@ -102,8 +107,9 @@ impl Compiler<'_> {
         match parsed {
             Ok(value) => Some(value),
             Err(Fault { what, help }) => {
-                let mut diagnostic =
-                    Diagnostic::at(code, &at.span, format!("\"{}\" in {place} cannot be used", at.value)).label(what);
+                let of_defaults = place.split_once("\" of ").filter(|_| at.layer == Layer::Defaults);
+                let place = of_defaults.map_or_else(|| place.to_owned(), |(key, _)| format!("{key}\" of [defaults]"));
+                let mut diagnostic = Diagnostic::at(code, &at.span, format!("\"{}\" in {place}: {what}", at.value));
                 if let Some(help) = help {
                     diagnostic = diagnostic.help(help);
                 }
@@ -150,7 +156,7 @@ impl Compiler<'_> {
             }
         }
         for (name, _) in &defined {
-            if !used.contains(&name.value.as_str()) {
+            if !used.contains(&name.value.as_str()) && !self.report.has_errors() {
                 self.push(Diagnostic::at(
                     Code::Unused,
                     &name.span,
@@ -304,34 +310,40 @@ impl Compiler<'_> {
     }
 
     /// `tls.unknown_sni`.
-    fn unknown_sni(&mut self, tls: Option<&file::Tls>, sites: &[Arc<crate::site::Site>]) -> UnknownSni {
+    fn unknown_sni(&mut self, tls: Option<&file::Tls>, file: &File) -> UnknownSni {
         let Some(at) = tls.and_then(|tls| tls.unknown_sni.as_ref()) else {
             return UnknownSni::Reject;
         };
         if at.value == "reject" {
             return UnknownSni::Reject;
         }
+        let sites = file.sites.as_ref().map_or(&[][..], |at| &at.value.entries);
+        let patterns: Vec<HostPattern> =
+            sites.iter().filter_map(|(name, _)| HostPattern::from_config(&name.value).ok()).collect();
         let named = HostName::from_config(&at.value).ok();
-        let found = named.filter(|name| sites.iter().any(|site| site.host == HostPattern::Exact(name.clone())));
-        if let Some(name) = found {
+        if let Some(name) = named.filter(|name| patterns.contains(&HostPattern::Exact(name.clone()))) {
             return UnknownSni::Site(name);
         }
-        let labels: Vec<&str> =
-            sites.iter().filter(|site| matches!(site.host, HostPattern::Exact(_))).map(|site| &*site.label).collect();
-        // With a fault in the sites the list may lack the one that is meant.
-        if !self.report.has_errors() || !sites.is_empty() {
-            let message = format!("\"unknown_sni\" names the site \"{}\", which is not defined", at.value);
-            let help = nearest(&at.value, labels.iter().copied().chain(["reject"])).map_or_else(
-                || format!("write \"reject\", or one of: {}", quoted(labels.iter().copied())),
-                |near| format!("did you mean \"{near}\"?"),
-            );
-            self.push(Diagnostic::at(Code::Undefined, &at.span, message).help(help));
-        }
+        let labels: Vec<&str> = patterns
+            .iter()
+            .filter(|pattern| matches!(pattern, HostPattern::Exact(_)))
+            .map(|pattern| pattern.name().as_str())
+            .collect();
+        let message = format!("\"unknown_sni\" in [tls] names the site \"{}\", which is not defined", at.value);
+        let help = nearest(&at.value, labels.iter().copied().chain(["reject"])).map_or_else(
+            || format!("write \"reject\", or one of: {}", quoted(labels.iter().copied())),
+            |near| format!("did you mean \"{near}\"?"),
+        );
+        self.push(Diagnostic::at(Code::Undefined, &at.span, message).help(help));
         UnknownSni::Reject
     }
 
     /// Warns of what is defined and never used: usually a name that was misspelled elsewhere.
     fn unused(&mut self, listeners: &Listeners<'_>, upstreams: &Upstreams<'_>) {
+        // With a fault elsewhere it may be used there.
+        if self.report.has_errors() {
+            return;
+        }
         let names =
             listeners.unused().map(|name| ("listener", name)).chain(upstreams.unused().map(|name| ("upstream", name)));
         for (kind, name) in names {
@@ -369,7 +381,10 @@ impl Compiler<'_> {
             ("idle", &t.idle),
             ("send", &t.send),
         ] {
-            self.reason(at.as_ref().map(|at| at.with(at.value.0)), key, &place, &reasons);
+            // Up to the built-in default the reason is the default's own.
+            let at =
+                at.as_ref().filter(|at| key != "idle" || at.value.0 > crate::site::policy::Timeouts::default().idle);
+            self.reason(at.map(|at| at.with(at.value.0)), key, &place, &reasons);
         }
     }
 }

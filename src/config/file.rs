@@ -328,7 +328,7 @@ mirror! {
         /// every 30 s, so this only finds the dead.
         idle: Timeout = default("\"1h\"");
         /// Longest time in which the client takes no byte that is ready for it. Default `60s`, our
-        /// choice: longer than a tunnel through a hill, short enough to free what it holds.
+        /// choice: a phone between two cells comes back in time, and a dead one frees what it holds.
         send: Timeout = default("\"60s\"");
     }
 }
@@ -387,7 +387,7 @@ mirror! {
         status: Count<200, 599> = default("200");
         /// Its body.
         body: AnyText = default("\"\"");
-        /// Its headers.
+        /// Its headers. A body without `content-type` is sent as plain text in UTF-8.
         headers: Map<String> = example("{ content-type = \"text/plain\" }");
     }
 }

@@ -30,7 +30,9 @@ pub(crate) fn read_all(main: &Arc<Source>, report: &mut Report) -> (Option<File>
                 Ok(text) => text,
                 Err(why) => {
                     let message = format!("cannot read the included file \"{name}\": {why}");
-                    report.push(Diagnostic::at(Code::Include, &pattern.span, message));
+                    report.push(
+                        Diagnostic::at(Code::Include, &pattern.span, message).help("create it, or correct the path"),
+                    );
                     continue;
                 }
             };
@@ -54,22 +56,38 @@ pub(crate) fn read(source: &Arc<Source>, report: &mut Report) -> Option<File> {
         errors.into_iter().partition(|error| error.message().starts_with("duplicate key"));
     if let Some(error) = broken.iter().min_by_key(|error| error.span().map_or(0, |span| span.start)) {
         let (what, wanted) = error.message().split_once(", expected ").unwrap_or((error.message(), ""));
-        let mut diagnostic = Diagnostic::at(Code::Syntax, &span(error.span()), format!("this is not TOML: {what}"));
-        if !wanted.is_empty() {
+        let place = span(error.span());
+        let mut diagnostic = Diagnostic::at(Code::Syntax, &place, format!("this is not TOML: {what}"));
+        if !wanted.is_empty() && wanted != "nothing" {
             diagnostic = diagnostic.label(format!("expected {}", wanted.replace('`', "\"")));
         }
-        report.push(diagnostic.help("nothing after this place was checked"));
+        if let Some(text) = unquoted(&place) {
+            diagnostic = diagnostic.help(format!("a text needs quotes: write \"{text}\""));
+        }
+        report.push(diagnostic.help("nothing else in this file was checked"));
         return None;
     }
     for error in twice {
         let span = span(error.span());
-        let message = format!("{} is written twice", span.text());
+        let message = format!("\"{}\" is written twice", span.text().trim_matches(['"', '\'']));
         report.push(
             Diagnostic::at(Code::DuplicateKey, &span, message).label("the second one").help("keep one of the two"),
         );
     }
-    let mut reader = Reader { source: Arc::clone(source), layer: Layer::Own, report, places: Vec::new() };
+    let mut reader =
+        Reader { source: Arc::clone(source), layer: Layer::Own, report, places: Vec::new(), list: String::new() };
     Some(read_entries(&entries(table.get_ref()), span(None), &mut reader))
+}
+
+/// The value on the line of a fault, when it looks like a text that lacks its quotes.
+fn unquoted(place: &Span) -> Option<&str> {
+    let text = &place.source.text;
+    let at = place.range.start.min(text.len());
+    let start = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
+    let line = text.get(start..)?.lines().next()?;
+    let value = line.split_once('=')?.1.split('#').next()?.trim();
+    let is_plain = !value.is_empty() && !value.contains(['"', '\'', '[', ']', '{', '}', ',', '=', '\\']);
+    is_plain.then_some(value).filter(|value| toml::de::DeValue::parse(value).is_err())
 }
 
 /// The files that an entry of `include` means, in the order of their names.
@@ -94,7 +112,8 @@ fn matching(pattern: &At<String>, report: &mut Report) -> Vec<(String, PathBuf)>
     let listing = match std::fs::read_dir(&directory) {
         Ok(listing) => listing,
         Err(error) => {
-            let message = format!("cannot read the directory of \"{text}\": {}", disk::words(&error));
+            let why = disk::words(&error).replace("no such file", "no such directory");
+            let message = format!("cannot read the directory of \"{text}\": {why}");
             report.push(Diagnostic::at(Code::Include, &pattern.span, message).help("create it, or remove the entry"));
             return Vec::new();
         }

@@ -24,21 +24,9 @@ mirror! {
 }
 
 impl Secret {
-    /// Reports unless exactly one source is named.
-    pub(crate) fn check(&self, span: &Span, reader: &mut Reader<'_>) {
-        let named =
-            usize::from(self.file.is_some()) + usize::from(self.env.is_some()) + usize::from(self.credential.is_some());
-        if named != 1 && self.broken.is_empty() {
-            let message = format!(
-                "a secret in {} names {}",
-                reader.place(),
-                if named == 0 { "no source" } else { "more than one source" }
-            );
-            reader.report.push(
-                Diagnostic::at(Code::Conflict, span, message)
-                    .help("write one of { file = \"…\" }, { env = \"…\" }, { credential = \"…\" }"),
-            );
-        }
+    /// How many sources are named; one is right.
+    pub(crate) fn sources(&self) -> usize {
+        usize::from(self.file.is_some()) + usize::from(self.env.is_some()) + usize::from(self.credential.is_some())
     }
 }
 
@@ -68,15 +56,14 @@ impl Value for Certificate {
             DeValue::String(text) if text == "local" => Some(Self::Local),
             DeValue::Table(_) => {
                 let files: CertificateFiles = read_table(node, reader)?;
-                if let Some(key) = &files.key {
-                    key.value.check(&key.span, reader);
-                    if let Some(env) = &key.value.env {
-                        let diagnostic =
-                            Diagnostic::at(Code::Conflict, &env.key, "a private key is not taken from the environment")
-                                .label("other processes of this user can read it")
-                                .help("write key = { file = \"…\" } or key = { credential = \"…\" }");
-                        reader.report.push(diagnostic);
-                    }
+                if let Some(key) = &files.key
+                    && let Some(env) = &key.value.env
+                {
+                    let diagnostic =
+                        Diagnostic::at(Code::Conflict, &env.key, "a private key is not taken from the environment")
+                            .label("other processes of this user can read it")
+                            .help("write key = { file = \"…\" } or key = { credential = \"…\" }");
+                    reader.report.push(diagnostic);
                 }
                 Some(Self::Files(Box::new(files)))
             }
@@ -204,11 +191,7 @@ pub(crate) enum HeaderText {
 impl Value for HeaderText {
     fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
         match node.value.get_ref() {
-            DeValue::Table(_) => {
-                let secret: Secret = read_table(node, reader)?;
-                secret.check(&reader.span(node), reader);
-                Some(Self::Secret(Box::new(secret)))
-            }
+            DeValue::Table(_) => read_table(node, reader).map(|secret| Self::Secret(Box::new(secret))),
             DeValue::String(text) => Some(Self::Text(text.clone().into_owned())),
             DeValue::Integer(number) => reader.wrong_kind(node, "a text", &format!("\"{number}\"")),
             _ => reader.wrong_kind(node, "a text", ""),

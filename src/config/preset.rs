@@ -12,12 +12,11 @@ use super::read::{Layer, Reader, entries, read_entries};
 use super::report::{Report, Source, Span};
 
 /// The OpenClaw gateway: Control UI, sockets, uploads. Reasons: measured behaviour of the gateway.
+/// States only what differs from the built-in defaults, so that `[defaults]` decides the rest.
 const OPENCLAW: &str = r#"
 why = "the gateway gives a request body 30 s in all, takes uploads up to 32 MiB, and restarts within 15 s"
 collect_request = true
 limits.body = "32MiB"
-timeouts.idle = "1h"
-timeouts.response_head = "120s"
 hold = "15s"
 "#;
 
@@ -56,7 +55,8 @@ fn read(name: &str, text: &str) -> (Shared, Report) {
     let mut report = Report::new();
     let (table, _) = DeTable::parse_recoverable(text);
     let span = Span { source: Arc::clone(&source), range: 0..0 };
-    let mut reader = Reader { source, layer: Layer::Preset, report: &mut report, places: Vec::new() };
+    let mut reader =
+        Reader { source, layer: Layer::Preset, report: &mut report, places: Vec::new(), list: String::new() };
     let shared = read_entries(&entries(table.get_ref()), span, &mut reader);
     (shared, report)
 }

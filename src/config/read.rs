@@ -173,6 +173,8 @@ pub(crate) struct Reader<'r> {
     pub(crate) report: &'r mut Report,
     /// Names of the tables that we are in: `[listen]`, `site "a.test"`.
     pub(crate) places: Vec<String>,
+    /// The key of the list that we are in.
+    pub(crate) list: String,
 }
 
 impl Reader<'_> {
@@ -203,9 +205,15 @@ impl Reader<'_> {
             (None, _) => format!("[{}]", node.name()),
             (Some("[sites]"), Some(key)) => format!("site \"{}\"", key.get_ref()),
             (Some("[upstreams]"), Some(key)) => format!("upstream \"{}\"", key.get_ref()),
-            (Some(parent), Some(key)) => format!("\"{}\" of {parent}", key.get_ref()),
-            (Some("[listen]"), None) => format!("listener \"{}\"", text("name").unwrap_or("?")),
-            (Some(parent), None) => format!("route \"{}\" of {parent}", text("path").unwrap_or("?")),
+            (Some(parent), Some(key)) => match parent.strip_prefix('"').and_then(|rest| rest.split_once("\" of ")) {
+                Some((outer, owner)) => format!("\"{outer}.{}\" of {owner}", key.get_ref()),
+                None => format!("\"{}\" of {parent}", key.get_ref()),
+            },
+            (Some("[listen]"), None) => {
+                text("name").map_or_else(|| "a listener".to_owned(), |name| format!("listener \"{name}\""))
+            }
+            (Some(parent), None) => text("path")
+                .map_or_else(|| format!("a route of {parent}"), |path| format!("route \"{path}\" of {parent}")),
         }
     }
 
@@ -233,7 +241,7 @@ impl Reader<'_> {
     pub(crate) fn wrong_kind<T>(&mut self, node: Node<'_>, wanted: &str, example: &str) -> Option<T> {
         let subject = match node.key {
             Some(key) => format!("\"{}\" in {}", key.get_ref(), self.place()),
-            None => format!("an entry of a list in {}", self.place()),
+            None => format!("an entry of \"{}\" in {}", self.list, self.place()),
         };
         let span = self.span(node);
         let message = format!("{subject} must be {wanted}");
@@ -262,7 +270,16 @@ pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
 /// Reads a table with known keys.
 pub(crate) fn read_table<M: Mirror>(node: Node<'_>, reader: &mut Reader<'_>) -> Option<M> {
     let Some(entries) = node.entries() else {
-        return reader.wrong_kind(node, "a table", &format!("{} = {{ … }}", node.name()));
+        // A path where a reference belongs; a key itself is not repeated in a message.
+        let wants_file = M::keys().iter().any(|key| key.name == "file");
+        let example = match node.value.get_ref() {
+            DeValue::String(text) if wants_file && !text.contains('\n') => {
+                format!("{} = {{ file = \"{text}\" }}", node.name())
+            }
+            _ if wants_file => format!("{} = {{ file = \"…\" }}", node.name()),
+            _ => format!("{} = {{ … }}", node.name()),
+        };
+        return reader.wrong_kind(node, "a table", &example);
     };
     Some(read_entries(&entries, reader.span(node), reader))
 }
@@ -270,19 +287,20 @@ pub(crate) fn read_table<M: Mirror>(node: Node<'_>, reader: &mut Reader<'_>) -> 
 /// Reads the entries of a table with known keys.
 pub(crate) fn read_entries<M: Mirror>(entries: &[Node<'_>], table: Span, reader: &mut Reader<'_>) -> M {
     let mut mirror = M::default();
+    let keys = M::keys();
     let mut seen = Vec::new();
     for entry in entries {
         let faults = reader.report.diagnostics().len();
         if !mirror.take(entry.name(), *entry, reader) {
-            unknown_key(&mut mirror, &mut seen, *entry, reader);
-        } else if let Some(key) = M::keys().iter().find(|key| key.name == entry.name()) {
+            unknown_key(&mut mirror, &keys, &mut seen, *entry, reader);
+        } else if let Some(key) = keys.iter().find(|key| key.name == entry.name()) {
             seen.push(key.name);
             if reader.report.diagnostics().len() > faults {
                 mirror.mark_broken(key.name);
             }
         }
     }
-    for key in M::keys() {
+    for key in &keys {
         if let Sample::Required(example) = key.sample
             && !seen.contains(&key.name)
         {
@@ -299,10 +317,15 @@ pub(crate) fn read_entries<M: Mirror>(entries: &[Node<'_>], table: Span, reader:
 }
 
 /// Reports a key that does not exist here, with the nearest one that does.
-fn unknown_key<M: Mirror>(mirror: &mut M, seen: &mut Vec<&'static str>, entry: Node<'_>, reader: &mut Reader<'_>) {
+fn unknown_key<M: Mirror>(
+    mirror: &mut M,
+    keys: &[Key],
+    seen: &mut Vec<&'static str>,
+    entry: Node<'_>,
+    reader: &mut Reader<'_>,
+) {
     let name = entry.name();
     let Some(key) = entry.key else { return };
-    let keys = M::keys();
     let span = reader.span_of(key.span());
     let place = reader.place();
     let mut diagnostic = Diagnostic::at(Code::UnknownKey, &span, format!("unknown key \"{name}\" in {place}"))
@@ -372,7 +395,8 @@ pub(crate) fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(&written, &name.to_ascii_lowercase().replace('-', "_")), name))
         .filter(|(distance, name)| *distance <= allowed && *distance < name.len())
-        .min_by_key(|(distance, _)| *distance)
+        // Of two that are as near, the one of which the writer left the end out.
+        .min_by_key(|(distance, name)| (*distance, !name.starts_with(&written)))
         .map(|(_, name)| name)
 }
 
@@ -387,7 +411,7 @@ impl Value for String {
             DeValue::String(text) if text.is_empty() => {
                 let message = match node.key {
                     Some(key) => format!("\"{}\" in {} is empty", key.get_ref(), reader.place()),
-                    None => format!("a list in {} has an empty entry", reader.place()),
+                    None => format!("\"{}\" in {} has an empty entry", reader.list, reader.place()),
                 };
                 let span = reader.span(node);
                 reader.report.push(Diagnostic::at(Code::Empty, &span, message).help("say what is meant, or remove it"));
@@ -559,7 +583,10 @@ impl<T: Value> Value for List<T> {
             };
             return reader.wrong_kind(node, "a list", &example);
         };
-        Some(array.iter().filter_map(|value| reader.at(Node { value, key: None })).collect())
+        let outer = std::mem::replace(&mut reader.list, node.name().to_owned());
+        let list = array.iter().filter_map(|value| reader.at(Node { value, key: None })).collect();
+        reader.list = outer;
+        Some(list)
     }
 
     fn shape() -> Shape {
@@ -788,7 +815,7 @@ pub(crate) fn wrong_choice<T>(node: Node<'_>, words: &[&str], reader: &mut Reade
     };
     let subject = match node.key {
         Some(key) => format!("\"{}\" in {} cannot be \"{text}\"", key.get_ref(), reader.place()),
-        None => format!("a list in {} cannot have \"{text}\"", reader.place()),
+        None => format!("\"{}\" in {} cannot have \"{text}\"", reader.list, reader.place()),
     };
     let span = reader.span(node);
     let mut diagnostic = Diagnostic::at(Code::Choice, &span, subject).label(format!("one of {choices}"));

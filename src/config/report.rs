@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn columns_count_characters() {
-        assert_eq!(position("a\nü = 1", 5), (2, 4));
+        assert_eq!(position("a\nü = 1", 5), (2, 3));
         assert_eq!(position("a\nü = 1", 3), (2, 1), "inside a character");
         assert_eq!(position("", 9), (1, 1));
     }

@@ -31,7 +31,9 @@ fn of(shape: &Shape) -> Json {
         Shape::Count { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
         Shape::Choice(words) => json!({ "enum": words }),
         Shape::List(inner) => json!({ "type": "array", "items": of(inner) }),
-        Shape::Map(inner) => json!({ "type": "object", "additionalProperties": of(inner) }),
+        Shape::Map(inner) => {
+            json!({ "type": "object", "properties": { "why": { "type": "string" } }, "additionalProperties": of(inner) })
+        }
         Shape::OneOf(shapes) => json!({ "anyOf": shapes.iter().map(of).collect::<Vec<_>>() }),
         Shape::Table(Table { keys, others }) => {
             let mut properties = Map::new();
@@ -99,7 +101,7 @@ pub fn reference() -> String {
                 {
                     out.push('\n');
                     doc(&mut out, key);
-                    out.push_str("#\n# Beside the keys of a site without those above \"preset\", a route has:\n");
+                    out.push_str("#\n# Beside all keys of a site from \"preset\" on, a route has:\n");
                     let Shape::Table(route) = &**route else { continue };
                     let own = route.keys.iter().take_while(|key| key.name != "preset");
                     out.push_str("[[sites.\"gateway.internal\".routes]]\n");
@@ -134,6 +136,8 @@ fn section(out: &mut String, header: &str, shape: &Shape) {
 fn entry(out: &mut String, key: &Key, parent: &str) {
     let name = format!("{parent}{}", key.name);
     if let (Sample::Parts, Shape::Table(table)) = (key.sample, &key.shape) {
+        out.push('\n');
+        doc(out, key);
         for inner in table.keys.iter().filter(|inner| inner.name != "why") {
             entry(out, inner, &format!("{name}."));
         }

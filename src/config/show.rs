@@ -60,6 +60,18 @@ impl Effective {
         Self { groups }
     }
 
+    /// Adds the directory that was chosen for this user.
+    pub(crate) fn storage(&mut self, path: &std::path::Path) {
+        if let Some(group) = self.groups.first_mut() {
+            let value = serde_json::Value::from(path.to_string_lossy()).to_string();
+            group.settings.push(Setting {
+                key: "storage".to_owned(),
+                value,
+                origin: "default for this user".to_owned(),
+            });
+        }
+    }
+
     /// Adds a site: its own keys, and what it shares after all layers.
     pub(crate) fn site(&mut self, host: &HostPattern, merged: &Shared, written: &file::Site) {
         let mut listed = Vec::new();
@@ -98,8 +110,10 @@ impl Effective {
     pub fn to_text(&self, site: Option<&HostPattern>) -> String {
         let mut text = String::new();
         for group in self.groups(site) {
+            // A reason is a sentence: it stands last and sets no width.
+            let plain = group.settings.iter().filter(|setting| setting.key != "why");
             let width = |of: fn(&Setting) -> &str| {
-                group.settings.iter().map(|setting| of(setting).chars().count()).max().unwrap_or(0).min(44)
+                plain.clone().map(|setting| of(setting).chars().count()).max().unwrap_or(0).min(44)
             };
             let (keys, values) = (width(|setting| &setting.key), width(|setting| &setting.value));
             // Infallible: a String takes everything.

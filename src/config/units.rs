@@ -133,7 +133,10 @@ fn parse(
         return Err(UnitError::Malformed { text: text.to_owned(), what, advice: advice.to_owned() });
     }
     if unit.is_empty() {
-        return Err(UnitError::NoUnit { number: number.to_owned(), advice: format!("\"{number}{usual}\"") });
+        // Somebody who writes 20971520 counts bytes; somebody who writes 20 does not.
+        let bytes = number.parse().ok().filter(|bytes| what == "size" && *bytes > 1024);
+        let right = bytes.map_or_else(|| format!("{number}{usual}"), |bytes| ByteSize(bytes).to_string());
+        return Err(UnitError::NoUnit { number: number.to_owned(), advice: format!("\"{right}\"") });
     }
     let unit = unit.trim();
     let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) else {

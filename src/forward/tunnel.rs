@@ -119,6 +119,10 @@ where
 /// stop must not hang on dead ones.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Longest silence of one side after the other has ended. 5 s, our choice: a side that ended is mostly
+/// gone for good, and the other may finish what it is saying; the idle limit would keep it for an hour.
+const HALF_CLOSED: Duration = Duration::from_secs(5);
+
 /// Why relaying stopped.
 enum Stop {
     /// Both directions ended, and their ends were passed on.
@@ -139,6 +143,7 @@ struct Tunnel<D, U> {
     to_client: Lane,
     opened: Instant,
     active: Instant,
+    is_half_closed: bool,
     end: Option<(Side, How)>,
 }
 
@@ -156,6 +161,7 @@ where
             upstream: upstream.io,
             opened: now,
             active: now,
+            is_half_closed: false,
             end: None,
         }
     }
@@ -166,6 +172,7 @@ where
         let idle = idle.min(Duration::from_secs(100 * 365 * 86_400));
         let mut cut = pin!(drain.reached(Phase::CutTunnels));
         let mut silence = pin!(sleep(idle));
+        let mut limit = idle;
         poll_fn(|cx| {
             if cut.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Stop::Drain);
@@ -177,11 +184,15 @@ where
             if polled.is_ready() {
                 return polled;
             }
+            if self.is_half_closed && limit > HALF_CLOSED {
+                limit = HALF_CLOSED;
+                silence.as_mut().reset(self.active + limit);
+            }
             // Traffic does not touch the timer; when it fires, it is set to what is left.
             while silence.as_mut().poll(cx).is_ready() {
-                let end = self.active + idle;
+                let end = self.active + limit;
                 if end <= Instant::now() {
-                    return Poll::Ready(Stop::Idle);
+                    return Poll::Ready(if self.is_half_closed { Stop::Ended } else { Stop::Idle });
                 }
                 silence.as_mut().reset(end);
             }
@@ -205,7 +216,13 @@ where
                 Poll::Ready(Stop::Broken(Side::Client))
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Stop::Ended),
-            (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+            (Poll::Pending, Poll::Ready(Ok(()))) | (Poll::Ready(Ok(())), Poll::Pending) => {
+                if !mem::replace(&mut self.is_half_closed, true) {
+                    self.active = Instant::now();
+                }
+                Poll::Pending
+            }
         }
     }
 

@@ -217,7 +217,10 @@ impl Exchange {
     /// The response to a refused request.
     pub fn refuse(mut self, refusal: Refusal, fields: &HeaderMap) -> Response<Body> {
         let is_near = self.client.is_some_and(ClientAddr::is_near);
-        let mut response = refusal::respond(&refusal, &Asker { headers: fields, request_id: &self.id, is_near });
+        let mut response = refusal::respond(
+            &refusal,
+            &Asker { headers: fields, version: self.carrier.version(), request_id: &self.id, is_near },
+        );
         if let Some(route) = &self.route {
             reply::replace_page(&mut response, route);
         }
@@ -235,6 +238,11 @@ impl Exchange {
         self.notes.status = Some(response.status());
         self.notes.is_by_endpoint |= lease.is_some();
         response.map(|body| body.watched(Last { exchange: self, lease, clue }))
+    }
+
+    /// The request body broke off although its framing was sound: there is nobody to read our answer.
+    fn has_client_left(&self) -> bool {
+        self.notes.refusal == Some(Refusal::BadBody)
     }
 
     fn write_record(&self) {
@@ -279,6 +287,7 @@ impl Exchange {
                 outbound: notes.bytes_out,
             },
             aborted: match notes.end {
+                _ if self.has_client_left() => Some("client"),
                 End::Open => Some("client"),
                 End::Complete => None,
                 End::Aborted(by) => Some(by),

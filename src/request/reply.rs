@@ -45,13 +45,13 @@ pub fn from_endpoint(exchange: &Exchange, answer: Answer, forward: &Forward) -> 
     let Answer { response, lease } = answer;
     let idle = exchange.route.as_ref().map_or(Duration::MAX, |route| route.timeouts.idle);
     let (mut head, incoming) = response.into_parts();
-    prepare(head.status, &mut head.headers, forward);
+    prepare(head.status, &mut head.headers, forward, exchange.notes.host.as_ref());
     let clue = wants_clue(head.status, &head.headers).then(Clue::default);
     Reply { response: Response::from_parts(head, stream(incoming, idle)), lease: Some(lease), clue }
 }
 
 /// Changes a response head where it must be changed.
-pub fn prepare(status: StatusCode, fields: &mut HeaderMap, forward: &Forward) {
+pub fn prepare(status: StatusCode, fields: &mut HeaderMap, forward: &Forward, host: Option<&HeaderValue>) {
     headers::clean_response(fields);
     if status.is_client_error() || status.is_server_error() {
         fields.insert(PROXY_STATUS, received_status(status));
@@ -60,7 +60,7 @@ pub fn prepare(status: StatusCode, fields: &mut HeaderMap, forward: &Forward) {
         fields.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     }
     if let Some(strip) = &forward.strip {
-        map_back(fields, strip);
+        map_back(fields, strip, host);
     }
     if let Some(embed) = &forward.embed {
         allow_framing(fields, embed);
@@ -88,9 +88,9 @@ fn wants_clue(status: StatusCode, fields: &HeaderMap) -> bool {
 }
 
 /// `strip`: `Location` and cookie paths speak of the upstream's paths; the client knows ours.
-fn map_back(fields: &mut HeaderMap, strip: &Strip) {
+fn map_back(fields: &mut HeaderMap, strip: &Strip, host: Option<&HeaderValue>) {
     if let Some(location) = fields.get(LOCATION).and_then(|value| value.to_str().ok())
-        && let Some(mapped) = map_path(location, strip)
+        && let Some(mapped) = map_location(location, strip, host)
         && let Ok(value) = HeaderValue::from_str(&mapped)
     {
         fields.insert(LOCATION, value);
@@ -103,6 +103,14 @@ fn map_back(fields: &mut HeaderMap, strip: &Strip) {
     for cookie in cookies {
         fields.append(SET_COOKIE, cookie);
     }
+}
+
+/// `Location` is a path, or a URL on the host that was asked for.
+fn map_location(location: &str, strip: &Strip, host: Option<&HeaderValue>) -> Option<String> {
+    let Some((scheme, rest)) = location.split_once("://") else { return map_path(location, strip) };
+    let (authority, path) = rest.split_at(rest.find('/')?);
+    let is_ours = host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
+    is_ours.then(|| map_path(path, strip).map(|path| format!("{scheme}://{authority}{path}")))?
 }
 
 /// An absolute path below the mount becomes one below the prefix. `//host/x` is another host's.
@@ -210,6 +218,10 @@ mod tests {
         }
         let root = Strip { prefix: "/claw".into(), mount: "".into() };
         assert_eq!(map_path("/x", &root).as_deref(), Some("/claw/x"));
+        let host = HeaderValue::from_static("a.test:8443");
+        let url = |url| map_location(url, &strip, Some(&host));
+        assert_eq!(url("https://a.test:8443/app/x").as_deref(), Some("https://a.test:8443/claw/x"));
+        assert_eq!(url("https://b.test/app/x"), None);
         let cookie = HeaderValue::from_static("a=1; Path=/app/; Secure");
         assert_eq!(map_cookie(&cookie, &strip), "a=1; Path=/claw/; Secure");
     }

@@ -13,7 +13,7 @@ use aws_lc_rs::digest;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
@@ -69,6 +69,10 @@ impl Upgrade {
         let key = keys.next().filter(|key| is_key(key)).cloned().ok_or(Refusal::BadWebSocketKey)?;
         if keys.next().is_some() {
             return Err(Refusal::BadWebSocketKey);
+        }
+        if head.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+            // The only version that there is (RFC 6455 4.1); about any other, edge and endpoint could disagree.
+            return Err(Refusal::BadWebSocketVersion);
         }
         let Some(client_side) = head.extensions.remove::<OnUpgrade>() else { return Ok(None) };
         Ok(Some(Self { key, is_extended_connect: false, client_side }))
@@ -152,7 +156,7 @@ pub fn conclude(
     let Answer { mut response, lease } = answer;
     let endpoint_side = hyper::upgrade::on(&mut response);
     let fields = response.headers_mut();
-    reply::prepare(status, fields, forward);
+    reply::prepare(status, fields, forward, exchange.notes.host.as_ref());
     let status = if upgrade.is_extended_connect {
         fields.remove(SEC_WEBSOCKET_ACCEPT);
         StatusCode::OK

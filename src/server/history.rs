@@ -137,7 +137,17 @@ pub fn list(storage: &Path, main: &Path) -> Result<Vec<Entry>, HistoryError> {
     Ok(entries.filter(|entry| entry.sources.first().is_some_and(|(path, _)| *path == main)).collect())
 }
 
-/// Lists the entries, or restores one: `choice` counts from 1, the newest.
+/// Writes the entries of a configuration file, newest first, as `rollback` counts them.
+///
+/// # Errors
+/// When the history cannot be read, or `out` not written.
+pub fn write_list(main: &Path, storage: &Path, out: &mut dyn Write) -> Result<(), HistoryError> {
+    let entries = list(storage, main)?;
+    show(&entries, main, out).map_err(|source| io_error("write", Path::new("the list"), source))
+}
+
+/// Restores an entry: `choice` counts from 1, the newest; `None` is the newest that differs from
+/// what stands there now.
 ///
 /// Restoring replaces the files one by one (each by a rename), reads the result as a reload would,
 /// and puts everything back if it is not valid or not the kept configuration. What is replaced is
@@ -147,13 +157,13 @@ pub fn list(storage: &Path, main: &Path) -> Result<Vec<Entry>, HistoryError> {
 /// When there is no such entry, when it is not valid any more, or when a file cannot be written.
 pub fn rollback(main: &Path, storage: &Path, choice: Option<usize>, out: &mut dyn Write) -> Result<(), HistoryError> {
     let entries = list(storage, main)?;
-    let Some(wanted) = choice else {
-        return show(&entries, main, out).map_err(|source| io_error("write", Path::new("the list"), source));
-    };
+    let is_other = |entry: &Entry| present(entry).is_ok_and(|before| !is_same(entry, &before));
+    let newest_other = || entries.iter().position(is_other).map_or(entries.len() + 1, |index| index + 1);
+    let wanted = choice.unwrap_or_else(newest_other);
     let entry = wanted.checked_sub(1).and_then(|index| entries.get(index));
     let entry = entry.ok_or(HistoryError::NoEntry { wanted, kept: entries.len() })?;
     let before = present(entry)?;
-    if before.iter().all(|(path, text)| text.as_deref() == text_of(entry, path).map(str::as_bytes)) {
+    if is_same(entry, &before) {
         let said = writeln!(out, "{} already is the configuration of {}", main.display(), entry.date);
         return said.map_err(|source| io_error("write", Path::new("the answer"), source));
     }
@@ -169,6 +179,11 @@ pub fn rollback(main: &Path, storage: &Path, choice: Option<usize>, out: &mut dy
     writeln!(out, "restored {} as of {}", main.display(), entry.date)
         .and_then(|()| writeln!(out, "reload to put it in force: `systemctl reload tidegate`, or SIGHUP"))
         .map_err(|source| io_error("write", Path::new("the answer"), source))
+}
+
+/// True when the files hold what the entry has.
+fn is_same(entry: &Entry, before: &[Present]) -> bool {
+    before.iter().all(|(path, text)| text.as_deref() == text_of(entry, path).map(str::as_bytes))
 }
 
 /// The list for a person.

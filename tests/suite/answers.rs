@@ -23,7 +23,11 @@ async fn our_answers_come_as_page_json_or_text() {
         assert!(reply.text().contains(&id), "the ID is in the words that a user can pass on: {}", reply.text());
         assert!(reply.text().contains("tidegate") || reply.text().contains("edge"), "{}", reply.text());
         assert!(reply.is_by_edge(), "{:?}", reply.headers);
-        assert!(reply.headers.get("cache-control").is_some_and(|value| value.contains("no-store")), "{:?}", reply.headers);
+        assert!(
+            reply.headers.get("cache-control").is_some_and(|value| value.contains("no-store")),
+            "{:?}",
+            reply.headers
+        );
         if expected == "application/json" {
             let error = &reply.json()["error"];
             assert!(error["code"].as_str().unwrap().starts_with("E502"), "{error}");
@@ -56,18 +60,31 @@ async fn a_client_near_by_learns_which_address_refused() {
 async fn our_pages_never_echo_a_client() {
     let closed = Scripted::bind().await.to_string();
     let edge = Edge::start(&site("a.test", &closed)).await;
-    let reply = edge.get_with("a.test", "/<script>alert(1)</script>?<b>", "Accept: text/html\r\nUser-Agent: <i>x</i>\r\n").await;
+    let reply = edge
+        .get_with("a.test", "/<script>alert(1)</script>?<b>", "Accept: text/html\r\nUser-Agent: <i>x</i>\r\n")
+        .await;
     assert!(matches!(reply.status, 400 | 502));
     assert!(!reply.text().contains("alert(1)") && !reply.text().contains("<i>x"), "{}", reply.text());
     let reply = edge.get_with("a.test", "/x?y=%3Cscript%3E", "Accept: text/html\r\n").await;
     assert!(!reply.text().to_ascii_lowercase().contains("%3cscript"));
-    assert!(reply.headers.get("content-security-policy").is_some_and(|policy| policy.contains("default-src 'none'")), "{:?}", reply.headers);
+    assert!(
+        reply.headers.get("content-security-policy").is_some_and(|policy| policy.contains("default-src 'none'")),
+        "{:?}",
+        reply.headers
+    );
 }
 
 /// CONFIG.md 5: what the upstream answered is never rewritten; its errors are marked as its own.
 #[tokio::test]
 async fn the_upstreams_errors_are_its_own() {
-    for status in ["400 Bad Request", "404 Not Found", "429 Too Many Requests", "500 Internal Server Error", "502 Bad Gateway", "503 Service Unavailable"] {
+    for status in [
+        "400 Bad Request",
+        "404 Not Found",
+        "429 Too Many Requests",
+        "500 Internal Server Error",
+        "502 Bad Gateway",
+        "503 Service Unavailable",
+    ] {
         let upstream = Upstream::answering(move |_| {
             Answer::status(status, "Content-Type: application/json\r\nRetry-After: 9\r\n", "{\"gateway\":true}")
         })
@@ -90,7 +107,8 @@ async fn the_upstreams_errors_are_its_own() {
 #[tokio::test]
 async fn a_refused_attribution_is_explained_each_time() {
     const BODY: &str = r#"{"ok":false,"error":{"type":"forbidden","code":"proxy_attribution_required"}}"#;
-    let upstream = Upstream::answering(|_| Answer::status("403 Forbidden", "Content-Type: application/json\r\n", BODY)).await;
+    let upstream =
+        Upstream::answering(|_| Answer::status("403 Forbidden", "Content-Type: application/json\r\n", BODY)).await;
     let edge = Edge::start(&format!("[trust]\nproxies = [\"loopback\"]\n{}", site("a.test", &upstream))).await;
     const FROM: &str = "X-Forwarded-For: 203.0.113.77\r\n";
     for _ in 0..3 {
@@ -99,7 +117,9 @@ async fn a_refused_attribution_is_explained_each_time() {
         let id = reply.headers.get("x-request-id").unwrap().to_owned();
         edge.log_where("the explanation of this request", |line| {
             let text = line.to_string();
-            text.contains(&id) && text.contains("openclaw config set gateway.trustedProxies") && text.contains("127.0.0.1")
+            text.contains(&id)
+                && text.contains("openclaw config set gateway.trustedProxies")
+                && text.contains("127.0.0.1")
         })
         .await;
     }

@@ -26,7 +26,10 @@ fn check_tells_by_its_exit_status() {
     let run = run_in(dir.path(), &["check"]);
     assert_eq!(run.code, Some(0), "{run:?}");
     let run = run_in(dir.path(), &["check", "-c", "elsewhere.toml"]);
-    assert!(matches!(run.code, Some(1 | 2)) && (run.stderr.clone() + &run.stdout).contains("elsewhere.toml"), "{run:?}");
+    assert!(
+        matches!(run.code, Some(1 | 2)) && (run.stderr.clone() + &run.stdout).contains("elsewhere.toml"),
+        "{run:?}"
+    );
     let run = run_in(file("[sites.\"a.test\"]\nupstreem = \"x\"\n").path(), &["check"]);
     assert_eq!(run.code, Some(2), "{run:?}");
 }
@@ -99,7 +102,10 @@ fn strict_counts_warnings() {
 #[test]
 fn show_prints_effective_values_and_their_origin() {
     let dir = TempDir::new().unwrap();
-    let text = format!("{}preset = \"openclaw\"\ntimeouts = {{ connect = \"7s\" }}\n[defaults]\ntimeouts = {{ send = \"9s\" }}\n", good(dir.path()));
+    let text = format!(
+        "{}preset = \"openclaw\"\ntimeouts = {{ connect = \"7s\" }}\n[defaults]\ntimeouts = {{ send = \"9s\" }}\n",
+        good(dir.path())
+    );
     std::fs::write(dir.path().join("tidegate.toml"), text).unwrap();
     let run = run_in(dir.path(), &["show", "a.test"]);
     assert_eq!(run.code, Some(0), "{run:?}");
@@ -138,7 +144,8 @@ fn completions_manual_and_version_are_printed() {
 fn includes_are_read_and_doubles_refused() {
     let dir = TempDir::new().unwrap();
     std::fs::create_dir(dir.path().join("sites.d")).unwrap();
-    std::fs::write(dir.path().join("tidegate.toml"), format!("include = [\"sites.d/*.toml\"]\n{}", good(dir.path()))).unwrap();
+    std::fs::write(dir.path().join("tidegate.toml"), format!("include = [\"sites.d/*.toml\"]\n{}", good(dir.path())))
+        .unwrap();
     std::fs::write(dir.path().join("sites.d/b.toml"), "[sites.\"b.test\"]\nupstream = \"127.0.0.1:2\"\n").unwrap();
     let run = run_in(dir.path(), &["show", "b.test"]);
     assert_eq!(run.code, Some(0), "{run:?}");
@@ -165,7 +172,9 @@ fn an_address_in_use_is_named() {
 /// Issue 2, 2: what a later issue builds is unknown to `check` until then.
 #[test]
 fn keys_of_later_issues_are_unknown() {
-    for line in ["[acme]\ndirectory = \"letsencrypt\"\n", "[admin]\nlisten = \"127.0.0.1:1\"\n", "[auth.x]\ntype = \"basic\"\n"] {
+    for line in
+        ["[acme]\ndirectory = \"letsencrypt\"\n", "[admin]\nlisten = \"127.0.0.1:1\"\n", "[auth.x]\ntype = \"basic\"\n"]
+    {
         let dir = TempDir::new().unwrap();
         std::fs::write(dir.path().join("tidegate.toml"), good(dir.path()) + line).unwrap();
         assert_eq!(run_in(dir.path(), &["check"]).code, Some(2), "{line:?}");

@@ -100,7 +100,10 @@ fn every_tidegate_command_in_the_readme_exists() {
         for line in block.lines() {
             let words: Vec<&str> = line.trim_start_matches("$ ").split_whitespace().collect();
             let at = words.iter().position(|word| *word == "tidegate" || word.ends_with("/tidegate") || *word == "--");
-            if let Some(command) = at.and_then(|at| words.get(at + 1)).filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-')) {
+            if let Some(command) = at
+                .and_then(|at| words.get(at + 1))
+                .filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+            {
                 commands.push((*command).to_owned());
             }
         }

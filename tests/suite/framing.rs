@@ -64,20 +64,48 @@ async fn ambiguous_heads_are_refused_and_the_connection_closed() {
         ("another absolute target", format!("GET http://evil.test/x HTTP/1.1\r\n{ok}\r\n"), &[400, 421]),
         ("a site's absolute target, another Host", format!("GET http://b.test/x HTTP/1.1\r\n{ok}\r\n"), &[400, 421]),
         ("user information in the target", format!("GET http://u:p@a.test/x HTTP/1.1\r\n{ok}\r\n"), &[400]),
-        ("CL and TE", format!("POST / HTTP/1.1\r\n{ok}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), &[400]),
-        ("TE and CL", format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"), &[400]),
-        ("gzip, chunked", format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), &[501, 400]),
-        ("chunked, gzip", format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"), &[501, 400]),
+        (
+            "CL and TE",
+            format!("POST / HTTP/1.1\r\n{ok}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            &[400],
+        ),
+        (
+            "TE and CL",
+            format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
+            &[400],
+        ),
+        (
+            "gzip, chunked",
+            format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+            &[501, 400],
+        ),
+        (
+            "chunked, gzip",
+            format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
+            &[501, 400],
+        ),
         ("identity", format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: identity\r\n\r\n"), &[501, 400]),
-        ("chunked twice in one", format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"), &[400, 501]),
-        ("an empty coding", format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: , chunked\r\n\r\n0\r\n\r\n"), &[400, 501]),
+        (
+            "chunked twice in one",
+            format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+            &[400, 501],
+        ),
+        (
+            "an empty coding",
+            format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: , chunked\r\n\r\n0\r\n\r\n"),
+            &[400, 501],
+        ),
         (
             "Transfer-Encoding twice",
             format!("POST / HTTP/1.1\r\n{ok}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
             &[400],
         ),
         ("TE in 1.0", format!("POST / HTTP/1.0\r\n{ok}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), &[400]),
-        ("CL twice, different", format!("POST / HTTP/1.1\r\n{ok}Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"), &[400]),
+        (
+            "CL twice, different",
+            format!("POST / HTTP/1.1\r\n{ok}Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+            &[400],
+        ),
         ("CL twice, same", format!("POST / HTTP/1.1\r\n{ok}Content-Length: 1\r\nContent-Length: 1\r\n\r\na"), &[400]),
         ("a CL list", format!("POST / HTTP/1.1\r\n{ok}Content-Length: 1, 1\r\n\r\na"), &[400]),
         ("CL with a sign", format!("POST / HTTP/1.1\r\n{ok}Content-Length: +1\r\n\r\na"), &[400]),
@@ -102,7 +130,11 @@ async fn ambiguous_heads_are_refused_and_the_connection_closed() {
         ("an asterisk for GET", format!("GET * HTTP/1.1\r\n{ok}\r\n"), &[400]),
         ("a target without a slash", format!("GET foo HTTP/1.1\r\n{ok}\r\n"), &[400]),
         ("quotes in the target", format!("GET /\"x\" HTTP/1.1\r\n{ok}\r\n"), &[400]),
-        ("a Host with underscore twin", format!("GET / HTTP/1.1\r\n{ok}Content_Length: 5\r\nTransfer_Encoding: chunked\r\n\r\n"), &[200, 400]),
+        (
+            "a Host with underscore twin",
+            format!("GET / HTTP/1.1\r\n{ok}Content_Length: 5\r\nTransfer_Encoding: chunked\r\n\r\n"),
+            &[200, 400],
+        ),
     ];
     for (what, payload, expected) in cases {
         let answer = throw(&edge, payload.as_bytes()).await;
@@ -200,7 +232,10 @@ async fn an_absolute_target_becomes_origin_form() {
     let payload = "GET http://A.test/x?y HTTP/1.1\r\nHost: a.test\r\n\r\n";
     assert_eq!(statuses(&throw(&edge, payload.as_bytes()).await), [200]);
     let seen = upstream.only().await;
-    assert_eq!((seen.target.as_str(), seen.header("host").map(str::to_ascii_lowercase).as_deref()), ("/x?y", Some("a.test")));
+    assert_eq!(
+        (seen.target.as_str(), seen.header("host").map(str::to_ascii_lowercase).as_deref()),
+        ("/x?y", Some("a.test"))
+    );
 }
 
 /// RFC 9110 4.2.3: the host is compared without regard to case, final dot or port.
@@ -219,7 +254,20 @@ async fn a_host_is_found_in_every_spelling() {
 async fn odd_targets_pass_unchanged_or_not_at_all() {
     let upstream = Upstream::echo().await;
     let edge = cleartext_edge(&upstream, &["a.test"]).await;
-    for target in ["/|", "/^", "/{x}", "/[x]", "/%", "/%zz", "/\\x", "/caf\u{e9}", "//evil.test/x", "/a/../%2e%2e", "/#f", "/x\u{7f}"] {
+    for target in [
+        "/|",
+        "/^",
+        "/{x}",
+        "/[x]",
+        "/%",
+        "/%zz",
+        "/\\x",
+        "/caf\u{e9}",
+        "//evil.test/x",
+        "/a/../%2e%2e",
+        "/#f",
+        "/x\u{7f}",
+    ] {
         let before = upstream.seen().len();
         let mut payload = b"GET ".to_vec();
         payload.extend(target.chars().map(|c| u8::try_from(u32::from(c)).unwrap()));
@@ -289,7 +337,9 @@ impl Judge<h1_corpus::Case> for ByExpectation {
                 let wanted = |record: &serde_json::Value| record["code"] == code && record["status"] == status;
                 edge.record_where(&format!("{} with {code}", case.name), wanted).await;
             }
-            None => assert!(got.len() == case.requests && got.iter().all(|status| *status < 400), "{}: {got:?}", case.name),
+            None => {
+                assert!(got.len() == case.requests && got.iter().all(|status| *status < 400), "{}: {got:?}", case.name)
+            }
         }
     }
 }
@@ -312,7 +362,11 @@ impl Judge<(String, Vec<u8>)> for ByStrictReading {
         let answer = throw(edge, &payload).await;
         let seen = &upstream.seen()[before..];
         let allowed = strict_requests(&payload).max(1);
-        assert!(seen.len() <= allowed, "{name}: {} requests, of {allowed} that a strict reader finds\n{answer}", seen.len());
+        assert!(
+            seen.len() <= allowed,
+            "{name}: {} requests, of {allowed} that a strict reader finds\n{answer}",
+            seen.len()
+        );
         check(seen, &name);
     }
 }
@@ -337,7 +391,14 @@ async fn public_framing_discrepancies_do_not_pass() {
         cases.push((name, payload));
     }
     const HOSTS: &[&str] = &[
-        "a.test", "a", "whatever", "localhost", "fanout", "akamai.my-domain.cool", "server.my-domain.cool", "h2o.http-garden.us",
+        "a.test",
+        "a",
+        "whatever",
+        "localhost",
+        "fanout",
+        "akamai.my-domain.cool",
+        "server.my-domain.cool",
+        "h2o.http-garden.us",
     ];
     in_groups(cases, HOSTS, ByStrictReading).await;
 }

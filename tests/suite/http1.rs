@@ -8,7 +8,8 @@ async fn every_method_passes() {
     let upstream = Upstream::echo().await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
     let mut wire = edge.h1("a.test").await;
-    let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "M-SEARCH", "PURGE"];
+    let methods =
+        ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "M-SEARCH", "PURGE"];
     for (index, method) in methods.into_iter().enumerate() {
         wire.send(format!("{method} /m HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n")).await;
         assert_eq!(wire.reply_to(method).await.status, 200, "{method}");
@@ -125,7 +126,9 @@ async fn response_headers_pass_unchanged() {
 #[tokio::test]
 async fn head_has_the_length_and_no_body() {
     let upstream = Upstream::answering(|seen| match seen.method.as_str() {
-        "HEAD" => Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\nContent-Type: text/html\r\n\r\n".to_vec()),
+        "HEAD" => {
+            Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\nContent-Type: text/html\r\n\r\n".to_vec())
+        }
         _ => Answer::ok("", "next"),
     })
     .await;
@@ -180,8 +183,16 @@ async fn connection_cannot_name_what_the_edge_writes() {
     let upstream = Upstream::echo().await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
     let names = [
-        "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-IP", "X-Request-Id", "Host",
-        "Content-Length", "Cookie", "Authorization",
+        "X-Forwarded-For",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Host",
+        "X-Forwarded-Port",
+        "X-Real-IP",
+        "X-Request-Id",
+        "Host",
+        "Content-Length",
+        "Cookie",
+        "Authorization",
     ];
     let lines: String = names.iter().map(|name| format!("Connection: {name}\r\n")).collect();
     let request = format!("POST / HTTP/1.1\r\nHost: a.test\r\n{lines}Content-Length: 2\r\n\r\nhi");
@@ -192,7 +203,11 @@ async fn connection_cannot_name_what_the_edge_writes() {
     assert_eq!(seen.header("x-real-ip"), Some("127.0.0.1"));
     assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
     assert_eq!(seen.header("host"), Some("a.test"));
-    assert!(seen.headers.has("x-forwarded-host") && seen.headers.has("x-forwarded-port") && seen.headers.has("x-request-id"));
+    assert!(
+        seen.headers.has("x-forwarded-host")
+            && seen.headers.has("x-forwarded-port")
+            && seen.headers.has("x-request-id")
+    );
     assert_eq!(seen.body, b"hi");
 }
 
@@ -201,7 +216,13 @@ async fn connection_cannot_name_what_the_edge_writes() {
 async fn dangerous_trailers_never_pass() {
     let upstream = Upstream::echo().await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
-    for line in ["Content-Length: 9", "Host: evil.test", "X-Forwarded-For: 203.0.113.9", "Authorization: Bearer x", "Transfer-Encoding: gzip"] {
+    for line in [
+        "Content-Length: 9",
+        "Host: evil.test",
+        "X-Forwarded-For: 203.0.113.9",
+        "Authorization: Bearer x",
+        "Transfer-Encoding: gzip",
+    ] {
         let (name, _) = line.split_once(':').unwrap();
         let request = format!(
             "POST / HTTP/1.1\r\nHost: a.test\r\nTE: trailers\r\nTrailer: {name}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n{line}\r\n\r\n"
@@ -329,7 +350,8 @@ async fn large_bodies_arrive_whole() {
     let wire = edge.h1("a.test").await;
     let (io, _) = wire.into_parts();
     let (reader, mut writer) = tokio::io::split(io);
-    let (head, sent) = (format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {}\r\n\r\n", body.len()), body.clone());
+    let (head, sent) =
+        (format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {}\r\n\r\n", body.len()), body.clone());
     let sending = tokio::spawn(async move {
         use tokio::io::AsyncWriteExt as _;
         writer.write_all(head.as_bytes()).await.unwrap();
@@ -354,7 +376,8 @@ async fn the_first_event_of_a_stream_arrives_at_once() {
     let upstream = Scripted::bind().await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
     let mut wire = edge.h1("a.test").await;
-    wire.send("GET /events HTTP/1.1\r\nHost: a.test\r\nAccept: text/event-stream\r\nAccept-Encoding: gzip\r\n\r\n").await;
+    wire.send("GET /events HTTP/1.1\r\nHost: a.test\r\nAccept: text/event-stream\r\nAccept-Encoding: gzip\r\n\r\n")
+        .await;
     let (mut far, _) = upstream.request().await;
     far.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     let head = wire.reply_head().await.expect("the head comes before the first event");
@@ -382,7 +405,8 @@ async fn a_client_that_leaves_is_noticed_upstream() {
     let mut wire = edge.h1("a.test").await;
     wire.send("GET /stream HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     let (mut far, _) = upstream.request().await;
-    far.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+    far.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        .await;
     wire.reply_head().await.unwrap();
     drop(wire);
     assert!(!far.wire.fill().await, "the upstream connection closes");
@@ -520,10 +544,7 @@ async fn unsolicited_bytes_are_never_a_response() {
 #[tokio::test]
 async fn an_idle_upstream_connection_is_closed_in_time() {
     let upstream = Scripted::bind().await;
-    let config = format!(
-        "[upstreams.u]\nservers = [\"{upstream}\"]\nkeep_alive = \"200ms\"\n{}",
-        site("a.test", "u")
-    );
+    let config = format!("[upstreams.u]\nservers = [\"{upstream}\"]\nkeep_alive = \"200ms\"\n{}", site("a.test", "u"));
     let edge = Edge::start(&config).await;
     let mut wire = edge.h1("a.test").await;
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;

@@ -73,7 +73,20 @@ const TABLE: &[Row] = &[
     (
         4,
         "request",
-        &["words", "body/", "request/", "snapshot", "site", "site/", "policy", "policy/", "forward", "forward/", "tls", "access_log"],
+        &[
+            "words",
+            "body/",
+            "request/",
+            "snapshot",
+            "site",
+            "site/",
+            "policy",
+            "policy/",
+            "forward",
+            "forward/",
+            "tls",
+            "access_log",
+        ],
     ),
     (
         4,
@@ -94,18 +107,41 @@ const TABLE: &[Row] = &[
     (
         5,
         "connection/http1",
-        &["words", "connection", "connection/head_gate", "connection/socket", "request", "policy/headers", "forward/tunnel"],
+        &[
+            "words",
+            "connection",
+            "connection/head_gate",
+            "connection/socket",
+            "request",
+            "policy/headers",
+            "forward/tunnel",
+        ],
     ),
     (5, "connection/http2", &["words", "connection", "connection/socket", "request", "forward/tunnel"]),
     (5, "connection/socket", &[]),
     (6, "listen", &["words", "listen/", "connection", "connection/socket", "site", "access_log"]),
     (6, "listen/bind", &["words"]),
-    (6, "worker", &["words", "listen", "listen/", "connection", "request", "forward", "snapshot", "site", "tls", "access_log"]),
+    (
+        6,
+        "worker",
+        &["words", "listen", "listen/", "connection", "request", "forward", "snapshot", "site", "tls", "access_log"],
+    ),
     (
         7,
         "server",
         &[
-            "words", "server/", "worker", "listen", "listen/", "config", "config/", "snapshot", "site", "site/", "tls", "tls/",
+            "words",
+            "server/",
+            "worker",
+            "listen",
+            "listen/",
+            "config",
+            "config/",
+            "snapshot",
+            "site",
+            "site/",
+            "tls",
+            "tls/",
             "access_log",
         ],
     ),
@@ -141,7 +177,9 @@ fn every_file_imports_only_what_its_row_lists() {
                 continue;
             }
             let other = rows.get(used.as_str()).map_or("no layer".to_owned(), |(other, _)| format!("layer {other}"));
-            faults.push(format!("src/{file}.rs:{line} (layer {layer}) imports {used} ({other}), which its row does not list"));
+            faults.push(format!(
+                "src/{file}.rs:{line} (layer {layer}) imports {used} ({other}), which its row does not list"
+            ));
         }
     }
     for file in rows.keys() {
@@ -159,11 +197,16 @@ fn no_row_lists_a_higher_layer() {
     for (own, file, may) in TABLE {
         for name in may.iter().filter(|name| **name != "words") {
             let below: Vec<u8> = match name.strip_suffix('/') {
-                Some(folder) => TABLE.iter().filter(|row| row.1.starts_with(&format!("{folder}/"))).map(|row| row.0).collect(),
+                Some(folder) => {
+                    TABLE.iter().filter(|row| row.1.starts_with(&format!("{folder}/"))).map(|row| row.0).collect()
+                }
                 None => layer(name).into_iter().collect(),
             };
             assert!(!below.is_empty(), "the row of {file} lists {name}, which has no row");
-            assert!(below.iter().all(|layer| layer <= own), "the row of {file} (layer {own}) lists {name}, which is higher");
+            assert!(
+                below.iter().all(|layer| layer <= own),
+                "the row of {file} (layer {own}) lists {name}, which is higher"
+            );
         }
     }
 }
@@ -214,9 +257,11 @@ fn uses(text: &str, file: &str, files: &BTreeMap<String, PathBuf>) -> Vec<(usize
             }
             let line = code[..at].matches('\n').count() + 1;
             for path in expand(&code[at + keyword.len()..]) {
-                let full: Vec<&str> = base.split('/').filter(|part| !part.is_empty()).chain(path.iter().map(String::as_str)).collect();
+                let full: Vec<&str> =
+                    base.split('/').filter(|part| !part.is_empty()).chain(path.iter().map(String::as_str)).collect();
                 // The longest beginning that is a file is the module; the rest are items in it.
-                let module = (1..=full.len()).rev().map(|length| full[..length].join("/")).find(|name| files.contains_key(name));
+                let module =
+                    (1..=full.len()).rev().map(|length| full[..length].join("/")).find(|name| files.contains_key(name));
                 if let Some(module) = module {
                     found.push((line, module));
                 }
@@ -272,11 +317,17 @@ fn expand(text: &str) -> Vec<Vec<String>> {
 /// The reader of use trees reads what it must.
 #[test]
 fn use_trees_are_expanded() {
-    let files: BTreeMap<String, PathBuf> =
-        ["site", "site/route", "addr", "policy/trust"].iter().map(|name| ((*name).to_owned(), PathBuf::new())).collect();
-    let found = |text: &str, file: &str| uses(text, file, &files).into_iter().map(|(_, module)| module).collect::<Vec<_>>();
+    let files: BTreeMap<String, PathBuf> = ["site", "site/route", "addr", "policy/trust"]
+        .iter()
+        .map(|name| ((*name).to_owned(), PathBuf::new()))
+        .collect();
+    let found =
+        |text: &str, file: &str| uses(text, file, &files).into_iter().map(|(_, module)| module).collect::<Vec<_>>();
     assert_eq!(found("use crate::site::{Site, route::{Route, Mount}};\n", "x"), ["site", "site/route"]);
     assert_eq!(found("use super::route::Route;\n", "site/policy"), ["site/route"]);
     assert_eq!(found("fn f(a: &crate::addr::HostName) {} // crate::site\n", "x"), ["addr"]);
-    assert_eq!(found("use crate::policy::trust;\n#[cfg(test)]\nmod tests { use crate::site; }\n", "x"), ["policy/trust"]);
+    assert_eq!(
+        found("use crate::policy::trust;\n#[cfg(test)]\nmod tests { use crate::site; }\n", "x"),
+        ["policy/trust"]
+    );
 }

@@ -26,11 +26,13 @@ async fn a_chunked_body_over_the_limit_is_413() {
     let upstream = Upstream::echo().await;
     let edge = Edge::start(&site_with("a.test", &upstream, "limits = { body = \"1KiB\" }")).await;
     let chunk = format!("200\r\n{}\r\n", "x".repeat(512));
-    let payload = format!("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(3));
+    let payload =
+        format!("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(3));
     let reply = edge.exchange("a.test", payload).await;
     assert_eq!(reply.status, 413);
     assert!(upstream.seen().iter().all(|seen| !seen.is_complete));
-    let payload = format!("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(2));
+    let payload =
+        format!("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(2));
     assert_eq!(edge.exchange("a.test", payload).await.status, 200);
 }
 
@@ -94,7 +96,8 @@ async fn a_slow_head_is_408_at_its_deadline() {
     }
     assert!(started.elapsed() < Duration::from_secs(5), "the deadline moved");
     assert!(answer.starts_with(b"HTTP/1.1 408 "), "{:?}", String::from_utf8_lossy(&answer));
-    let record = edge.record_where("a slow head", |record| record["status"] == 408 || record["ended"] == "timeout").await;
+    let record =
+        edge.record_where("a slow head", |record| record["status"] == 408 || record["ended"] == "timeout").await;
     assert!(record["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
     assert!(upstream.seen().is_empty());
 }
@@ -117,7 +120,10 @@ async fn an_idle_connection_is_closed_quietly() {
 #[tokio::test]
 async fn a_pause_between_requests_is_no_slow_head() {
     let upstream = Upstream::echo().await;
-    let fragment = format!("[listen]\nrequest_head_timeout = \"300ms\"\nkeep_alive_timeout = \"20s\"\n{}", site("a.test", &upstream));
+    let fragment = format!(
+        "[listen]\nrequest_head_timeout = \"300ms\"\nkeep_alive_timeout = \"20s\"\n{}",
+        site("a.test", &upstream)
+    );
     let edge = Edge::start(&fragment).await;
     let mut idle = edge.h1("a.test").await;
     idle.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
@@ -241,7 +247,8 @@ async fn a_collected_body_goes_upstream_whole_with_its_length() {
 #[tokio::test]
 async fn a_collected_body_over_the_limit_never_reaches_the_upstream() {
     let upstream = Upstream::echo().await;
-    let edge = Edge::start(&site_with("a.test", &upstream, "collect_request = true\nlimits = { body = \"100KiB\" }")).await;
+    let edge =
+        Edge::start(&site_with("a.test", &upstream, "collect_request = true\nlimits = { body = \"100KiB\" }")).await;
     let mut wire = edge.h1("a.test").await;
     let mut payload = b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n20000\r\n".to_vec();
     payload.extend(noise(0x20000));

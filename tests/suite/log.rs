@@ -19,8 +19,15 @@ async fn a_request_leaves_one_whole_record() {
     let record = edge.record("request").await;
     let seen = upstream.only().await;
     let expected = [
-        ("site", "a.test"), ("client", "127.0.0.1"), ("method", "POST"), ("http", "1.1"), ("by", "upstream"), ("ua", "node"),
-        ("origin", "https://o.example.com"), ("sni", "a.test"), ("alpn", "http/1.1"),
+        ("site", "a.test"),
+        ("client", "127.0.0.1"),
+        ("method", "POST"),
+        ("http", "1.1"),
+        ("by", "upstream"),
+        ("ua", "node"),
+        ("origin", "https://o.example.com"),
+        ("sni", "a.test"),
+        ("alpn", "http/1.1"),
     ];
     for (field, value) in expected {
         assert_eq!(record[field], value, "{field} in {record}");
@@ -52,8 +59,28 @@ fn path_of(record: &serde_json::Value) -> String {
 async fn secrets_reach_no_output() {
     const SECRET: &str = "hunter2hunter2";
     let upstream = WebSocketUpstream::start().await;
-    let mut edge = Edge::start(&format!("[log]\nlevel = \"debug\"\nredact = {{ query = [\"pin\"], headers = [\"x-pin\"] }}\n{}", site("a.test", &upstream))).await;
-    let names = ["token", "password", "auth", "code", "key", "secret", "ticket", "mediaTicket", "access_token", "api_key", "apikey", "id_token", "signature", "TOKEN", "pin"];
+    let mut edge = Edge::start(&format!(
+        "[log]\nlevel = \"debug\"\nredact = {{ query = [\"pin\"], headers = [\"x-pin\"] }}\n{}",
+        site("a.test", &upstream)
+    ))
+    .await;
+    let names = [
+        "token",
+        "password",
+        "auth",
+        "code",
+        "key",
+        "secret",
+        "ticket",
+        "mediaTicket",
+        "access_token",
+        "api_key",
+        "apikey",
+        "id_token",
+        "signature",
+        "TOKEN",
+        "pin",
+    ];
     for name in names {
         edge.get("a.test", &format!("/x?a=1&{name}={SECRET}&b=2")).await;
     }
@@ -71,7 +98,8 @@ async fn secrets_reach_no_output() {
     plain.reply().await;
     // Refused requests are recorded too, and their targets masked as well.
     edge.exchange("a.test", format!("GET /?token={SECRET} HTTP/1.1\r\nHost: unknown.test\r\n\r\n")).await;
-    edge.exchange("a.test", format!("GET /?token={SECRET} HTTP/1.1\r\nHost: a.test\r\nContent-Length: x\r\n\r\n")).await;
+    edge.exchange("a.test", format!("GET /?token={SECRET} HTTP/1.1\r\nHost: a.test\r\nContent-Length: x\r\n\r\n"))
+        .await;
     edge.record("tunnel").await;
     assert!(edge.stop().await.success());
     let all = edge.stdout() + &edge.stderr();
@@ -80,7 +108,10 @@ async fn secrets_reach_no_output() {
     let masked: Vec<String> = edge.records().iter().filter(|record| record["kind"] == "request").map(path_of).collect();
     assert!(masked[0].contains("a=1") && masked[0].contains("token=~") && masked[0].contains("b=2"), "{}", masked[0]);
     assert_eq!(upstream.seen()[0].target, format!("/x?a=1&token={SECRET}&b=2"), "the upstream gets it unchanged");
-    assert_eq!(upstream.seen().iter().find(|seen| seen.target == "/y").unwrap().header("authorization"), Some(&*format!("Bearer {SECRET}")));
+    assert_eq!(
+        upstream.seen().iter().find(|seen| seen.target == "/y").unwrap().header("authorization"),
+        Some(&*format!("Bearer {SECRET}"))
+    );
 }
 
 /// Issue 2, 9: masking is by a keyed hash: equal secrets look equal, within one process.
@@ -89,7 +120,8 @@ async fn equal_secrets_look_equal() {
     let upstream = Upstream::echo().await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
     for (target, method) in [("/?token=same", "GET"), ("/?token=same", "PUT"), ("/?token=other", "POST")] {
-        edge.exchange("a.test", format!("{method} {target} HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n")).await;
+        edge.exchange("a.test", format!("{method} {target} HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n"))
+            .await;
     }
     let mut paths = Vec::new();
     for method in ["GET", "PUT", "POST"] {
@@ -104,7 +136,8 @@ async fn equal_secrets_look_equal() {
 async fn a_record_cannot_be_forged() {
     let upstream = Upstream::echo().await;
     let mut edge = Edge::start(&site("a.test", &upstream)).await;
-    edge.get_with("a.test", "/x", "User-Agent: a\"}{\"kind\":\"request\",\"status\":200,\t\r\nOrigin: \\\\n\"\r\n").await;
+    edge.get_with("a.test", "/x", "User-Agent: a\"}{\"kind\":\"request\",\"status\":200,\t\r\nOrigin: \\\\n\"\r\n")
+        .await;
     edge.get_with("a.test", "/y", &format!("User-Agent: {}\r\n", "u".repeat(20_000))).await;
     edge.record_where("the second", |record| record["path"] == "/y").await;
     assert!(edge.stop().await.success());
@@ -182,7 +215,11 @@ async fn a_reader_that_does_not_read_slows_nothing() {
 #[tokio::test]
 async fn a_record_names_site_and_route() {
     let upstream = Upstream::answering(|_| Answer::ok("", "x")).await;
-    let edge = Edge::start(&(site_with("a.test", &upstream, "[[sites.\"a.test\".routes]]\npath = \"/v1\"\nlimits = { body = \"1MiB\" }") + &site("b.test", &upstream))).await;
+    let edge = Edge::start(
+        &(site_with("a.test", &upstream, "[[sites.\"a.test\".routes]]\npath = \"/v1\"\nlimits = { body = \"1MiB\" }")
+            + &site("b.test", &upstream)),
+    )
+    .await;
     edge.get("a.test", "/v1/models").await;
     edge.get("b.test", "/").await;
     let record = edge.record_where("of the route", |record| record["site"] == "a.test").await;

@@ -120,7 +120,8 @@ async fn listeners_that_stay_are_never_closed() {
     assert_eq!((edge.https_addr(), edge.http_addr()), before);
     let config = crate::harness::ClientTls::alpn(&["http/1.1"]).config(&edge);
     let name = rustls::pki_types::ServerName::try_from("a.test").unwrap();
-    let stream = within("the waiting connection", tokio_rustls::TlsConnector::from(config).connect(name, waiting)).await;
+    let stream =
+        within("the waiting connection", tokio_rustls::TlsConnector::from(config).connect(name, waiting)).await;
     let mut wire = crate::harness::Wire::new(stream.expect("it is served"));
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(wire.reply().await.status, 200);
@@ -177,7 +178,10 @@ async fn fifty_reloads_under_load_harm_nobody() {
         assert_eq!(socket.echo("still here").await, "still here");
     }
     assert!(served.load(Ordering::Relaxed) > 50, "{} requests", served.load(Ordering::Relaxed));
-    let failed = edge.records().into_iter().find(|record| record["kind"] == "request" && record["status"] != 200 && record["status"] != 101);
+    let failed = edge
+        .records()
+        .into_iter()
+        .find(|record| record["kind"] == "request" && record["status"] != 200 && record["status"] != 101);
     assert_eq!(failed, None);
     assert!(!edge.records().iter().any(|record| record["kind"] == "tunnel"), "no tunnel ended");
 }
@@ -236,7 +240,8 @@ async fn a_kept_configuration_can_be_restored() {
 #[tokio::test]
 async fn a_file_that_serves_nothing_does_not_start() {
     let dir = tempfile::TempDir::new().unwrap();
-    std::fs::write(dir.path().join("tidegate.toml"), "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = [\"127.0.0.1:0\"]\n").unwrap();
+    std::fs::write(dir.path().join("tidegate.toml"), "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = [\"127.0.0.1:0\"]\n")
+        .unwrap();
     let run = run_in(dir.path(), &["run"]);
     assert_eq!(run.code, Some(2), "{run:?}");
 }

@@ -17,8 +17,16 @@ async fn the_longest_prefix_of_whole_segments_wins() {
     );
     let edge = Edge::start(&routed(&upstream, &routes)).await;
     for (path, expected) in [
-        ("/", "site"), ("/apix", "site"), ("/api", "api"), ("/api/", "api"), ("/api/x?y", "api"), ("/api?x=/deep", "api"),
-        ("/api/deep", "deep"), ("/api/deep/er", "deep"), ("/api/deeper", "api"), ("/API", "site"),
+        ("/", "site"),
+        ("/apix", "site"),
+        ("/api", "api"),
+        ("/api/", "api"),
+        ("/api/x?y", "api"),
+        ("/api?x=/deep", "api"),
+        ("/api/deep", "deep"),
+        ("/api/deep/er", "deep"),
+        ("/api/deeper", "api"),
+        ("/API", "site"),
     ] {
         assert_eq!(edge.get("a.test", path).await.text(), expected, "{path}");
     }
@@ -30,7 +38,16 @@ async fn a_path_that_could_dodge_a_rule_is_refused() {
     let upstream = Upstream::saying("site").await;
     let routes = "[[sites.\"a.test\".routes]]\npath = \"/admin\"\nrespond = { status = 403 }\n";
     let edge = Edge::start(&routed(&upstream, routes)).await;
-    for path in ["/x/../admin", "/x/%2e%2e/admin", "/%2E./admin", "/x%2fadmin", "/x%5cadmin", "/admin%00", "/./admin", "/x/..;/admin"] {
+    for path in [
+        "/x/../admin",
+        "/x/%2e%2e/admin",
+        "/%2E./admin",
+        "/x%2fadmin",
+        "/x%5cadmin",
+        "/admin%00",
+        "/./admin",
+        "/x/..;/admin",
+    ] {
         assert_eq!(edge.get("a.test", path).await.status, 400, "{path}");
     }
     assert_eq!(edge.get("a.test", "/admin/x").await.status, 403);
@@ -69,7 +86,8 @@ async fn a_stripping_mount_maps_both_ways() {
             "/sibling" => ("302 Found", "Location: login\r\n".to_owned()),
             "/cookies" => (
                 "200 OK",
-                "Set-Cookie: a=1; Path=/; HttpOnly\r\nSet-Cookie: b=2; path=/deep; Secure\r\nSet-Cookie: c=3\r\n".to_owned(),
+                "Set-Cookie: a=1; Path=/; HttpOnly\r\nSet-Cookie: b=2; path=/deep; Secure\r\nSet-Cookie: c=3\r\n"
+                    .to_owned(),
             ),
             _ => ("200 OK", "Content-Type: application/javascript\r\n".to_owned()),
         };
@@ -130,7 +148,10 @@ async fn a_verbatim_mount_changes_nothing() {
     let routes = format!("[[sites.\"a.test\".routes]]\npath = \"/openclaw\"\nupstream = \"{upstream}\"\n");
     let edge = Edge::start(&format!("[sites.\"a.test\"]\nrespond = {{ status = 404 }}\n{routes}")).await;
     let reply = edge.get("a.test", "/openclaw/chat").await;
-    assert_eq!((reply.text().as_str(), reply.headers.get("set-cookie")), ("/openclaw/chat", Some("a=1; Path=/openclaw")));
+    assert_eq!(
+        (reply.text().as_str(), reply.headers.get("set-cookie")),
+        ("/openclaw/chat", Some("a=1; Path=/openclaw"))
+    );
     assert_eq!(edge.get("a.test", "/other").await.status, 404);
 }
 
@@ -143,7 +164,10 @@ async fn redirects_and_fixed_answers_need_no_upstream() {
     let reply = edge.get("a.test", "/a%20b?c=%2F").await;
     assert_eq!((reply.status, reply.headers.get("location")), (308, Some("https://new.example.com/a%20b?c=%2F")));
     let reply = edge.get("a.test", "/robots.txt").await;
-    assert_eq!((reply.status, reply.text().as_str(), reply.headers.get("content-type")), (200, "none", Some("text/plain")));
+    assert_eq!(
+        (reply.status, reply.text().as_str(), reply.headers.get("content-type")),
+        (200, "none", Some("text/plain"))
+    );
     let reply = edge.exchange("a.test", "HEAD /robots.txt HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     assert_eq!((reply.status, reply.headers.get("content-length")), (200, Some("4")));
     // A header cannot be split by what a client writes into the target.
@@ -225,7 +249,13 @@ async fn origins_are_judged_where_they_matter() {
     assert_eq!(edge.exchange("a.test", post("Origin: https://app.example.com\r\n")).await.status, 200);
     assert_eq!(edge.exchange("a.test", post("Origin: HTTPS://APP.example.com\r\n")).await.status, 200);
     let served = upstream.seen().len();
-    for origin in ["", "Origin: https://evil.example.com\r\n", "Origin: null\r\n", "Origin: https://app.example.com.evil.test\r\n", "Origin: https://app.example.com:444\r\n"] {
+    for origin in [
+        "",
+        "Origin: https://evil.example.com\r\n",
+        "Origin: null\r\n",
+        "Origin: https://app.example.com.evil.test\r\n",
+        "Origin: https://app.example.com:444\r\n",
+    ] {
         let reply = edge.exchange("a.test", post(origin)).await;
         assert!(reply.status == 403 && reply.is_by_edge(), "{origin:?}: {}", reply.status);
         assert_eq!(edge.upgrade("a.test", "/", origin).await.0.status, 403, "{origin:?}");
@@ -300,7 +330,8 @@ async fn a_route_has_limits_of_its_own() {
     let upstream = Upstream::echo().await;
     let routes = "[[sites.\"a.test\".routes]]\npath = \"/v1\"\nlimits = { body = \"10B\" }\n";
     let edge = Edge::start(&routed(&upstream, routes)).await;
-    let post = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nContent-Length: 20\r\n\r\n{}", "x".repeat(20));
+    let post =
+        |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nContent-Length: 20\r\n\r\n{}", "x".repeat(20));
     assert_eq!(edge.exchange("a.test", post("/v1/x")).await.status, 413);
     assert_eq!(edge.exchange("a.test", post("/other")).await.status, 200);
 }

@@ -250,7 +250,10 @@ async fn client_certificates_are_asked_for_and_passed_on() {
     for host in ["must.test", "may.test"] {
         let stream = edge.handshake(host, known.clone()).await.unwrap();
         let mut wire = Wire::new(stream);
-        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\nX-Client-Subject: CN=root\r\nX_Client_Subject: CN=root\r\n\r\n")).await;
+        wire.send(format!(
+            "GET / HTTP/1.1\r\nHost: {host}\r\nX-Client-Subject: CN=root\r\nX_Client_Subject: CN=root\r\n\r\n"
+        ))
+        .await;
         assert_eq!(wire.reply().await.status, 200);
     }
     for index in 0..2 {
@@ -263,7 +266,8 @@ async fn client_certificates_are_asked_for_and_passed_on() {
             assert_eq!(use_once(stream, "must.test").await, 0);
         }
     }
-    edge.record_where("a refused client", |record| record["ended"] == "client-cert" && record["sni"] == "must.test").await;
+    edge.record_where("a refused client", |record| record["ended"] == "client-cert" && record["sni"] == "must.test")
+        .await;
     // Without a certificate, and on a site that asks for none, a client's own copy of the header is removed.
     for host in ["may.test", "open.test"] {
         let before = upstream.seen().len();
@@ -424,7 +428,12 @@ async fn the_local_root_can_be_exported() {
             .output()
             .unwrap();
         let version = if protocol == "--http2" { "2" } else { "1.1" };
-        assert_eq!(String::from_utf8_lossy(&got.stdout), format!("{version} 200"), "{}", String::from_utf8_lossy(&got.stderr));
+        assert_eq!(
+            String::from_utf8_lossy(&got.stdout),
+            format!("{version} 200"),
+            "{}",
+            String::from_utf8_lossy(&got.stderr)
+        );
     }
 }
 
@@ -438,7 +447,16 @@ async fn openssl_connects() {
     let address = edge.https_addr().to_string();
     for version in ["-tls1_2", "-tls1_3"] {
         let output = Command::new(&openssl)
-            .args(["s_client", "-connect", &address, "-servername", "a.test", "-verify_return_error", version, "-CAfile"])
+            .args([
+                "s_client",
+                "-connect",
+                &address,
+                "-servername",
+                "a.test",
+                "-verify_return_error",
+                version,
+                "-CAfile",
+            ])
             .arg(&root)
             .stdin(std::process::Stdio::null())
             .output()
@@ -496,7 +514,8 @@ async fn a_tls_upstream_is_verified_and_sees_our_certificate() {
             let mut buffer = vec![0; 4096];
             let length = tls.read(&mut buffer).await.unwrap_or(0);
             let name = tls.get_ref().1.server_name().unwrap_or_default().to_owned();
-            let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{name}", name.len());
             if length > 0 && tls.write_all(answer.as_bytes()).await.is_ok() {
                 tls.shutdown().await.ok();
             }
@@ -533,7 +552,9 @@ async fn connections_without_a_request_are_recorded() {
     let fragment = format!("[listen]\nhandshake_timeout = \"300ms\"\n{}", site("a.test", &upstream));
     let edge = Edge::start(&fragment).await;
     // Plain HTTP on the TLS port, and noise.
-    for bytes in [&b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"[..], b"\x00\x01\x02\x03 noise noise noise", b"SSH-2.0-x\r\n"] {
+    for bytes in
+        [&b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"[..], b"\x00\x01\x02\x03 noise noise noise", b"SSH-2.0-x\r\n"]
+    {
         let mut tcp = edge.tcp().await;
         let port = tcp.local_addr().unwrap().port();
         tcp.write_all(bytes).await.unwrap();
@@ -555,7 +576,10 @@ async fn connections_without_a_request_are_recorded() {
     let leaving = edge.tcp().await;
     let mine = leaving.local_addr().unwrap().to_string();
     drop(leaving);
-    edge.record_where("the record of one that left", |record| record["peer"] == *mine && record["kind"] == "connection").await;
+    edge.record_where("the record of one that left", |record| {
+        record["peer"] == *mine && record["kind"] == "connection"
+    })
+    .await;
     // A handshake and then nothing.
     let stream = edge.tls("a.test", &["http/1.1"]).await;
     let mine = stream.get_ref().0.local_addr().unwrap().to_string();

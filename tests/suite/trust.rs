@@ -112,7 +112,11 @@ async fn no_mixture_of_headers_looks_local_to_the_gateway() {
         let mut chosen: Vec<(String, String)> = Vec::new();
         for _ in 0..dice.below(6) {
             let (name, value) = FORGED[dice.below(FORGED.len())];
-            let value = if dice.below(4) == 0 { ["::1", "127.0.0.1", "unknown", "[::ffff:127.0.0.1]:80"][dice.below(4)] } else { value };
+            let value = if dice.below(4) == 0 {
+                ["::1", "127.0.0.1", "unknown", "[::ffff:127.0.0.1]:80"][dice.below(4)]
+            } else {
+                value
+            };
             chosen.push((dice.disguise(name), value.to_owned()));
             if dice.below(3) == 0 {
                 chosen.push(("Connection".into(), dice.disguise(name)));
@@ -121,8 +125,12 @@ async fn no_mixture_of_headers_looks_local_to_the_gateway() {
         let before = upstream.seen().len();
         if round % 4 == 3 {
             let fields = [(":method", "GET"), (":scheme", "https"), (":authority", "a.test"), (":path", "/")];
-            let chosen: Vec<_> = chosen.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
-            let own = chosen.iter().filter(|(name, _)| name != "connection").map(|(name, value)| (name.as_str(), value.as_str()));
+            let chosen: Vec<_> =
+                chosen.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+            let own = chosen
+                .iter()
+                .filter(|(name, _)| name != "connection")
+                .map(|(name, value)| (name.as_str(), value.as_str()));
             let all: Vec<(&str, &str)> = fields.into_iter().chain(own).collect();
             let outcome = raw.request(stream, &all).await;
             stream += 2;

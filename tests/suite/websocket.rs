@@ -239,14 +239,20 @@ async fn close_codes_pass_and_are_recorded() {
     near.rest().await;
     drop(near);
     let record = edge.record("tunnel").await;
-    assert_eq!((record["ended_by"].as_str(), record["how"].as_str()), (Some("upstream"), Some("close 1012 \"service restart\"")));
+    assert_eq!(
+        (record["ended_by"].as_str(), record["how"].as_str()),
+        (Some("upstream"), Some("close 1012 \"service restart\""))
+    );
     assert_eq!((&record["site"], &record["over"]), (&"a.test".into(), &"h1".into()));
     let (mut near, mut far) = tunnel(&edge, &upstream).await;
     near.send(masked_frame(8, &4001_u16.to_be_bytes())).await;
     assert_eq!(far.wire.exact(8).await, masked_frame(8, &4001_u16.to_be_bytes()));
     drop(near);
     far.wire.rest().await;
-    let record = edge.record_where("a tunnel closed by the client", |r| r["kind"] == "tunnel" && r["ended_by"] == "client").await;
+    drop(far);
+    let record = edge
+        .record_where("a tunnel closed by the client", |r| r["kind"] == "tunnel" && r["ended_by"] == "client")
+        .await;
     assert!(record["how"].as_str().unwrap().starts_with("close 4001"), "{record}");
 }
 
@@ -274,9 +280,20 @@ async fn a_tunnel_that_ends_without_a_close_is_recorded_as_such() {
 /// G-16: a refused upgrade passes the upstream's answer, with its headers and its body, over HTTP/1.1 and HTTP/2.
 #[tokio::test]
 async fn a_refused_upgrade_passes_the_answer() {
-    for status in ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "429 Too Many Requests", "503 Service Unavailable"] {
+    for status in [
+        "400 Bad Request",
+        "401 Unauthorized",
+        "403 Forbidden",
+        "404 Not Found",
+        "429 Too Many Requests",
+        "503 Service Unavailable",
+    ] {
         let upstream = Upstream::answering(move |_| {
-            Answer::status(status, "Content-Type: application/json\r\nRetry-After: 7\r\nWWW-Authenticate: Bearer\r\n", "{\"error\":1}")
+            Answer::status(
+                status,
+                "Content-Type: application/json\r\nRetry-After: 7\r\nWWW-Authenticate: Bearer\r\n",
+                "{\"error\":1}",
+            )
         })
         .await;
         let edge = Edge::start(&site("a.test", &upstream)).await;
@@ -291,7 +308,10 @@ async fn a_refused_upgrade_passes_the_answer() {
         let mut h2 = edge.h2("a.test").await;
         let (response, _send) = h2.open(connect_request("a.test", "/"), false).await.unwrap();
         let reply = crate::harness::read_h2(within("a response", response).await.unwrap()).await;
-        assert_eq!((reply.status, reply.body.as_slice(), reply.header("retry-after")), (code, &b"{\"error\":1}"[..], Some("7")));
+        assert_eq!(
+            (reply.status, reply.body.as_slice(), reply.header("retry-after")),
+            (code, &b"{\"error\":1}"[..], Some("7"))
+        );
     }
 }
 
@@ -316,7 +336,9 @@ async fn a_200_is_no_tunnel() {
 #[tokio::test]
 async fn an_unproven_101_is_502() {
     let wrong: [fn(&Seen) -> String; 5] = [
-        |_| "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n".into(),
+        |_| {
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n".into()
+        },
         |_| "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".into(),
         |seen| accepted(seen, "").replace("Upgrade: websocket\r\n", ""),
         |seen| accepted(seen, "").replace("Upgrade: websocket\r\n", "Upgrade: h2c\r\n"),
@@ -426,7 +448,9 @@ async fn a_token_in_the_url_reaches_only_the_upstream() {
 #[tokio::test]
 async fn upgrades_are_accepted_under_a_stripping_mount() {
     let upstream = WebSocketUpstream::start().await;
-    let config = format!("[sites.\"a.test\"]\nupstream = \"{upstream}\"\n[[sites.\"a.test\".routes]]\npath = \"/mount\"\nstrip = true\n");
+    let config = format!(
+        "[sites.\"a.test\"]\nupstream = \"{upstream}\"\n[[sites.\"a.test\".routes]]\npath = \"/mount\"\nstrip = true\n"
+    );
     let edge = Edge::start(&config).await;
     for (index, (asked, seen)) in [("/mount", "/"), ("/mount/ws?x=1", "/ws?x=1"), ("/", "/")].into_iter().enumerate() {
         edge.websocket("a.test", asked).await;

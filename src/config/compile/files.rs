@@ -89,6 +89,18 @@ impl Compiler<'_> {
 
     /// Reads a secret, and warns when others can read it too.
     fn secret(&mut self, at: &At<Secret>, place: &str) -> Option<Vec<u8>> {
+        let sources = at.value.sources();
+        if sources != 1 {
+            if at.value.broken.is_empty() {
+                let message = format!(
+                    "the secret in {place} names {}",
+                    if sources == 0 { "no source" } else { "more than one source" }
+                );
+                let help = "write one of { file = \"…\" }, { env = \"…\" }, { credential = \"…\" }";
+                self.push(Diagnostic::at(Code::Conflict, &at.span, message).help(help));
+            }
+            return None;
+        }
         if let Some(env) = &at.value.env {
             return match std::env::var(&env.value) {
                 Ok(value) => Some(value.into_bytes()),
@@ -184,7 +196,7 @@ impl Compiler<'_> {
     pub(super) fn error_pages(&mut self, map: &Map<String>, place: &str) -> Vec<ErrorPage> {
         let place = format!("\"errors\" of {place}");
         let mut pages = Vec::new();
-        for (status, page) in &map.entries {
+        for (status, page) in map.entries.iter().filter(|(name, _)| name.value != "why") {
             let code = status
                 .value
                 .parse::<u16>()

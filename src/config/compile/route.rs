@@ -350,30 +350,29 @@ impl Compiler<'_> {
         let Some(headers) = shared.headers.as_ref().map(|at| &at.value) else {
             return HeaderOps::default();
         };
-        let request = headers.request.as_ref().map_or_else(HeaderEdits::default, |at| {
-            self.edits(&at.value, true, &format!("\"headers.request\" of {place}"))
-        });
-        let response = headers.response.as_ref().map_or_else(HeaderEdits::default, |at| {
-            self.edits(&at.value, false, &format!("\"headers.response\" of {place}"))
-        });
+        let request =
+            headers.request.as_ref().map_or_else(HeaderEdits::default, |at| self.edits(&at.value, true, place));
+        let response =
+            headers.response.as_ref().map_or_else(HeaderEdits::default, |at| self.edits(&at.value, false, place));
         HeaderOps { request, response }
     }
 
     /// The edits of one side.
     fn edits(&mut self, edits: &file::Edits, is_request: bool, place: &str) -> HeaderEdits {
-        let remove = self.removals(edits.remove.as_ref(), is_request, place);
-        let set = edits.set.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, place));
-        let add = edits.add.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, place));
+        let key =
+            |key: &str| format!("\"headers.{}.{key}\" of {place}", if is_request { "request" } else { "response" });
+        let remove = self.removals(edits.remove.as_ref(), is_request, &key("remove"));
+        let set = edits.set.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, &key("set")));
+        let add = edits.add.as_ref().map_or_else(Vec::new, |map| self.fields(&map.value, is_request, &key("add")));
         HeaderEdits { remove, set, add }
     }
 
     /// Names to remove.
     fn removals(&mut self, names: Option<&At<List<String>>>, is_request: bool, place: &str) -> Vec<HeaderName> {
-        let place = format!("{place}.remove");
         list(names)
             .iter()
             .filter_map(
-                |name| if is_request { self.writable_header(name, &place) } else { self.framing_safe(name, &place) },
+                |name| if is_request { self.writable_header(name, place) } else { self.framing_safe(name, place) },
             )
             .collect()
     }

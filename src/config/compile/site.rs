@@ -10,7 +10,7 @@ use super::route::{Parts, has_action, has_broken_action, layered};
 use super::text::{self, Fault};
 use super::upstream::Upstreams;
 use super::{Compiler, list};
-use crate::addr::{HostPattern, ListenAddr};
+use crate::addr::{HostName, HostPattern, ListenAddr};
 use crate::config::file::{self, File, Shared};
 use crate::config::kinds::{Certificate, Wanted};
 use crate::config::preset;
@@ -43,8 +43,12 @@ impl Compiler<'_> {
         let entries = file.sites.as_ref().map_or(&[][..], |at| &at.value.entries);
         if entries.is_empty() && !file.broken.contains(&"sites") {
             self.push(
-                Diagnostic::nowhere(Code::ServesNothing, "no site is defined: nothing would be served")
-                    .help("add [sites.\"claw.example.com\"] with upstream = \"127.0.0.1:18789\""),
+                Diagnostic::at(
+                    Code::ServesNothing,
+                    &Span { source: Arc::clone(self.main), range: 0..0 },
+                    "no site is defined: nothing would be served",
+                )
+                .help("add [sites.\"claw.example.com\"] with upstream = \"127.0.0.1:18789\""),
             );
         }
         let empty = Shared::default();
@@ -58,8 +62,14 @@ impl Compiler<'_> {
         for (name, at) in entries {
             let place = format!("site \"{}\"", name.value);
             let parsed = HostPattern::from_config(&name.value).map_err(|error| {
-                let help = "write a host name, an IP address, or \"*.name\"; a port belongs to [listen]";
-                Fault { what: error.to_string(), help: Some(help.to_owned()) }
+                // The likeliest slips: a URL, or a name with a port.
+                let bare =
+                    name.value.rsplit("://").next().unwrap_or_default().split(['/', ':']).next().unwrap_or_default();
+                let right = HostPattern::from_config(bare).map_or_else(
+                    |_| "write a host name, an IP address, or \"*.name\"".to_owned(),
+                    |right| format!("write \"{right}\"; schemes and ports belong to [listen]"),
+                );
+                Fault { what: error.to_string(), help: Some(right) }
             });
             let Some(host) = self.take(parsed, Code::Host, name, "[sites]") else { continue };
             self.claim(&mut claimed, &host, name);
@@ -271,7 +281,7 @@ impl Compiler<'_> {
                 let aliases = draft.aliases.iter().map(|(pattern, alias)| (pattern, *alias));
                 let public = std::iter::once((&draft.host, draft.name))
                     .chain(aliases)
-                    .find(|(pattern, _)| !pattern.name().is_internal());
+                    .find(|(pattern, _)| !is_internal(pattern));
                 let Some((pattern, at)) = public.filter(|_| !is_off) else {
                     return Some(CertificateSource::Local);
                 };
@@ -452,6 +462,15 @@ impl Compiler<'_> {
         }
         headers.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
         Some(Condition { prefix, methods, headers, upgrade: route.upgrade.as_ref().map(|at| at.value) })
+    }
+}
+
+/// True when no public authority can issue for any name of the pattern.
+fn is_internal(pattern: &HostPattern) -> bool {
+    match pattern {
+        HostPattern::Exact(name) => name.is_internal(),
+        // `*.internal` is about the names below: `internal` alone has no suffix to judge by.
+        HostPattern::Wildcard(name) => HostName::parse(&format!("a.{name}")).is_ok_and(|name| name.is_internal()),
     }
 }
 

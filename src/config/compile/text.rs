@@ -58,7 +58,7 @@ pub(crate) fn listen(text: &str, socket: &str) -> Result<ListenAddr, Fault> {
     } else if let Some(port) = text.strip_prefix("localhost:") {
         format!("write \"127.0.0.1:{port}\", and \"[::1]:{port}\" beside it")
     } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        format!("write \"{}\"", SocketAddr::new(ip, 443))
+        format!("write \"{}\"", SocketAddr::new(ip, if socket == "http" { 80 } else { 443 }))
     } else if text.starts_with('/') {
         format!("write \"unix:{text}\"")
     } else {
@@ -199,13 +199,13 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Fault> {
 
 /// Reads the path of a route: begins with `/`; stored without a final `/`, empty for all paths.
 pub(crate) fn prefix(text: &str) -> Result<Box<str>, Fault> {
+    let cut = text.find(['?', '#', '*']).unwrap_or(text.len());
+    let right = format!("/{}", text[..cut].trim_matches('/'));
     if !text.starts_with('/') {
-        return Err(fault_help("a path begins with \"/\"", format!("write \"/{text}\"")));
+        return Err(fault_help("a path begins with \"/\"", format!("write \"{right}\"")));
     }
-    if let Some(at) = text.find(['?', '#', '*']) {
-        let right = text[..at].trim_end_matches('/');
-        let right = if right.is_empty() { "/" } else { right };
-        let what = if text[at..].starts_with('*') {
+    if cut < text.len() {
+        let what = if text[cut..].starts_with('*') {
             "a path is a prefix already, without \"*\""
         } else {
             "a path has no query or fragment"

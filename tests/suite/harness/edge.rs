@@ -265,7 +265,8 @@ fn command(dir: &Path) -> Command {
 
 /// Fills in what a test's fragment leaves open.
 fn compose(fragment: &str, dir: &Path) -> String {
-    let mut file: toml::Table = fragment.parse().unwrap_or_else(|e| panic!("a test's fragment is TOML: {e}\n{fragment}"));
+    let mut file: toml::Table =
+        fragment.parse().unwrap_or_else(|e| panic!("a test's fragment is TOML: {e}\n{fragment}"));
     let mut fill = |table: &str, key: &str, value: toml::Value| {
         let entry = file.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         entry.as_table_mut().expect("a table").entry(key).or_insert(value);

@@ -48,7 +48,9 @@ impl ClientTls {
             .expect("the provider has these versions")
             .with_root_certificates(roots);
         let mut config = match &self.identity {
-            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).expect("a matching pair"),
+            Some((chain, key)) => {
+                builder.with_client_auth_cert(chain.clone(), key.clone_key()).expect("a matching pair")
+            }
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols.clone_from(&self.alpn);

@@ -131,7 +131,9 @@ fn read_head(seen: &mut Seen) -> Result<(), String> {
     if method.is_empty() || !method.bytes().all(is_token) {
         return Err(format!("the method is no token: {line:?}"));
     }
-    if !(target.starts_with('/') || target == "*") || target.chars().any(|c| !('\u{21}'..'\u{7f}').contains(&c) && c < '\u{80}') {
+    if !(target.starts_with('/') || target == "*")
+        || target.chars().any(|c| !('\u{21}'..'\u{7f}').contains(&c) && c < '\u{80}')
+    {
         return Err(format!("not an origin-form target: {target:?}"));
     }
     if version != "HTTP/1.1" {
@@ -140,7 +142,9 @@ fn read_head(seen: &mut Seen) -> Result<(), String> {
     let after_line = head.windows(2).position(|pair| pair == b"\r\n").expect("a head has a line") + 2;
     seen.headers = Headers::parse(&head[after_line..head.len() - 2])?;
     let headers = &seen.headers;
-    for single in ["host", "content-length", "transfer-encoding", "upgrade", "x-forwarded-for", "x-real-ip", "x-request-id"] {
+    for single in
+        ["host", "content-length", "transfer-encoding", "upgrade", "x-forwarded-for", "x-real-ip", "x-request-id"]
+    {
         if headers.all(single).len() > 1 {
             return Err(format!("{single} stands {} times", headers.all(single).len()));
         }
@@ -228,7 +232,10 @@ impl Upstream {
     }
 
     /// As `answering`, on a listener that stands already.
-    pub(crate) fn answering_on(listener: TcpListener, answer: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) fn answering_on(
+        listener: TcpListener,
+        answer: impl Fn(&Seen) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().expect("a bound listener");
         let (recorder, connections) = (Recorder::new(), Arc::new(AtomicUsize::new(0)));
         let (answer, record, count) = (Arc::new(answer), recorder.clone(), connections.clone());
