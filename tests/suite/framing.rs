@@ -36,10 +36,10 @@ async fn throw_and_leave(edge: &Edge, payload: &[u8]) -> String {
     wire_text(&wire.rest().await)
 }
 
-/// The status lines in a run of responses.
+/// The final statuses in a run of responses.
 fn statuses(answer: &str) -> Vec<u16> {
     let lines = answer.split("HTTP/1.1 ").skip(1);
-    lines.filter_map(|rest| rest.get(..3)?.parse().ok()).collect()
+    lines.filter_map(|rest| rest.get(..3)?.parse().ok()).filter(|status| *status >= 200).collect()
 }
 
 /// Every row of the table "accepted by hyper, so ours to judge" that is refused, and what hyper refuses.

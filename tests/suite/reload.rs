@@ -225,10 +225,7 @@ async fn a_kept_configuration_can_be_restored() {
     let original = std::fs::read_to_string(edge.config_path()).unwrap();
     assert!(edge.reload_with(&site("a.test", &new)).await);
     let config = edge.config_path();
-    let config = config.to_str().unwrap();
-    let run = run_in(edge.dir(), &["rollback", "-c", config]);
-    assert_eq!((run.code, run.stdout.matches("1 file").count()), (Some(0), 2), "both are listed: {run:?}");
-    let run = run_in(edge.dir(), &["rollback", "-c", config, "2"]);
+    let run = run_in(edge.dir(), &["rollback", "-c", config.to_str().unwrap()]);
     assert_eq!(run.code, Some(0), "{run:?}");
     let restored = std::fs::read_to_string(edge.config_path()).unwrap();
     assert_eq!(restored, original);
