@@ -230,6 +230,14 @@ impl Server {
     pub async fn drain(&mut self) -> Cut {
         let process = self.parts.snapshot.current().table.process.clone();
         let drain = self.parts.drain.clone();
+        let requests_until = Instant::now() + process.grace;
+        // The phase first: what the emptied queues bring is answered with `Connection: close`.
+        drain.advance(Phase::Draining);
+        // A worker that is stuck must not hold up the end of the others.
+        if timeout(GOODBYE, self.doors.close_all()).await.is_err() {
+            tracing::error!(event = "stuck", "a worker did not close its listeners in time");
+        }
+        // Said when it is true: whoever reads it can rely on both.
         let (connections, tunnels) = self.open_work();
         let requests = drain.count(Work::Request);
         tracing::info!(
@@ -239,10 +247,6 @@ impl Server {
             tunnels,
             "no new connections; finishing what is open"
         );
-        let requests_until = Instant::now() + process.grace;
-        // The phase first: what the emptied queues bring is answered with `Connection: close`.
-        drain.advance(Phase::Draining);
-        self.doors.close_all().await;
         requests_ended(&drain, requests_until).await;
         // An elapsed time is an answer too: what is left is told, then cut.
         let _ = timeout(process.tunnel_grace, drain.none_left(Work::Tunnel)).await;
