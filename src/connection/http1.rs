@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::future::{Future as _, poll_fn};
 use std::marker::PhantomData;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -15,6 +17,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep};
 
 use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
 use super::socket::SocketHandle;
@@ -63,18 +66,33 @@ where
     }
     let mut serving = pin!(builder.serve_connection(TokioIo::new(gate), service).with_upgrades());
     let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut is_told = false;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut serving => break ended,
-            () = &mut draining, if !is_told => {
-                is_told = true;
-                serving.as_mut().graceful_shutdown();
+    let (mut is_draining, mut is_told) = (false, false);
+    let mut patience: Option<Pin<Box<Sleep>>> = None;
+    let ended = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+                return Poll::Ready(ended);
             }
+            is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
+            if is_told || !is_draining {
+                return Poll::Pending;
+            }
+            // hyper closes a connection on which it has read nothing. This one was accepted, so its
+            // first request may be on the way: it is told once that has come, or after a moment.
+            if handle.bytes_read() == 0 {
+                ready!(patience.get_or_insert_with(|| Box::pin(sleep(FIRST_REQUEST))).as_mut().poll(cx));
+            }
+            is_told = true;
+            serving.as_mut().graceful_shutdown();
         }
-    };
+    })
+    .await;
     ending(ended, &handle)
 }
+
+/// How long a drain waits for the first bytes of an open connection. As `server` does, our choice:
+/// longer than an honest round trip, shorter than a browser's silent preconnect.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// hyper keeps this many fields without an allocation.
 const DEFAULT_FIELDS: usize = 100;
