@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::access_log::ConnectionRecord;
@@ -74,8 +75,28 @@ pub struct Ending {
     pub kind: &'static str,
     /// In plain words.
     pub why: String,
+    /// The answer that the gate gave itself.
+    pub answer: Option<Answered>,
     /// Whether it is worth a record although requests were answered.
     pub is_fault: bool,
+}
+
+/// An answer to what never became a request.
+#[derive(Debug)]
+pub struct Answered {
+    /// The request ID that it names.
+    pub id: Box<str>,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its stable code.
+    pub code: &'static str,
+}
+
+impl Ending {
+    /// An end that is nobody's fault.
+    pub fn quiet(kind: &'static str, why: impl Into<String>) -> Self {
+        Self { kind, why: why.into(), answer: None, is_fault: false }
+    }
 }
 
 /// Serves one connection to its end.
@@ -87,7 +108,7 @@ pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
     let table = &generation.table;
     let Some(id) = table.listener_of(&arrival.role) else {
         // Accepted from the queue of a listener that a reload has just taken away.
-        return arrival.record("closed", "its listener is no longer configured", None, None);
+        return arrival.record(&Ending::quiet("closed", "its listener is no longer configured"), None, None);
     };
     let bounds = Bounds::of(table.listener(id), table);
     if !arrival.role.is_tls {
@@ -99,7 +120,7 @@ pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
     let handshake = tls::accept(socket, &arrival.shared.policies, table, id, ip, deadline).await;
     drop(generation);
     match handshake {
-        Err(error) => arrival.record("tls", &error.to_string(), error.sni(), None),
+        Err(error) => arrival.record(&Ending::quiet("tls", error.to_string()), error.sni(), None),
         Ok(handshake) => match handshake.facts.alpn {
             Alpn::Http11 => arrival.http1(handshake.stream, Some(handshake.facts), bounds).await,
             Alpn::Http2 => arrival.http2(handshake.stream, handshake.facts, bounds).await,
@@ -148,18 +169,19 @@ impl Arrival {
         if connection.requests.get() == 0 || ending.is_fault {
             let tls = connection.tls.as_deref();
             let sni = tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str());
-            self.record(ending.kind, &ending.why, sni, tls.map(|tls| tls.alpn.as_str()));
+            self.record(ending, sni, tls.map(|tls| tls.alpn.as_str()));
         }
     }
 
-    fn record(&self, ended: &str, why: &str, sni: Option<&str>, alpn: Option<&str>) {
+    fn record(&self, ending: &Ending, sni: Option<&str>, alpn: Option<&str>) {
         let log = &self.shared.parts.log;
         if log.is_on() {
             log.connection(&ConnectionRecord {
                 peer: self.peer,
                 listener: &self.role.address.to_string(),
-                ended,
-                why,
+                answer: ending.answer.as_ref().map(|answer| (&*answer.id, answer.status, answer.code)),
+                ended: ending.kind,
+                why: &ending.why,
                 sni,
                 alpn,
                 lasted: self.at.elapsed(),

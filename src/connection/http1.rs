@@ -21,7 +21,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
 use super::socket::SocketHandle;
-use super::{Bounds, Ending};
+use super::{Answered, Bounds, Ending};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::policy::headers;
@@ -107,15 +107,14 @@ fn ending(ended: hyper::Result<()>, handle: &GateHandle) -> Ending {
             Fault::Idle => "idle",
             _ => "http",
         };
-        let request = handle.answer_id().map_or(String::new(), |id| format!(", request {id}"));
-        let why = format!("{fault} [{}{request}]", fault.code());
-        return Ending { kind, why, is_fault: kind == "http" };
+        let answered = |id: &str| Answered { id: id.into(), status: fault.status(), code: fault.code() };
+        let answer = handle.answer_id().map(answered);
+        return Ending { kind, why: fault.to_string(), answer, is_fault: kind == "http" };
     }
-    let why = match ended {
-        Ok(()) => "the client closed it before a request".into(),
-        Err(error) => error.to_string(),
-    };
-    Ending { kind: "closed", why, is_fault: false }
+    match ended {
+        Ok(()) => Ending::quiet("closed", "the client closed it before a request"),
+        Err(error) => Ending::quiet("closed", error.to_string()),
+    }
 }
 
 /// The answer to a head that never became a request, under an ID that the record names too.
