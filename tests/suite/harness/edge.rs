@@ -64,11 +64,6 @@ impl Edge {
         self.dir.path()
     }
 
-    /// The process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The first address with this role.
     fn listening(&self, role: &str) -> SocketAddr {
         self.listeners(role).first().copied().unwrap_or_else(|| panic!("no {role} listener\n{}", self.stderr()))
@@ -93,7 +88,12 @@ impl Edge {
 
     /// A cleartext connection to the http listener.
     pub(crate) async fn plain(&self) -> Wire {
-        Wire::new(connect(self.http_addr()).await)
+        Wire::new(self.plain_tcp().await)
+    }
+
+    /// As `plain`, before anything is made of it.
+    pub(crate) async fn plain_tcp(&self) -> TcpStream {
+        connect(self.http_addr()).await
     }
 
     /// A TCP connection to the https listener on which nothing was said.
