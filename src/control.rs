@@ -16,8 +16,9 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use crate::config::Input;
 use crate::listen::bind::Adopted;
-use crate::server::{Cut, Log, Machine, Server, Source, StartError};
+use crate::server::{Cut, Log, Machine, Server, StartError};
 
 /// Runs the edge until it is told to stop. Call it before any thread exists.
 ///
@@ -26,7 +27,7 @@ use crate::server::{Cut, Log, Machine, Server, Source, StartError};
 ///
 /// # Errors
 /// When the edge cannot start, when a worker dies, or when a second signal cut open work.
-pub fn run(source: Source) -> Result<(), StartError> {
+pub fn run(source: Input) -> Result<(), StartError> {
     // First of all: descriptors 3 and up are the service manager's, and the environment that names
     // them can be changed only while there is one thread.
     let adopted = Adopted::from_env().map_err(StartError::Adopt)?;
@@ -41,7 +42,7 @@ pub fn run(source: Source) -> Result<(), StartError> {
 }
 
 /// From start to end.
-async fn live(source: Source, machine: Machine, log: Log) -> Result<(), StartError> {
+async fn live(source: Input, machine: Machine, log: Log) -> Result<(), StartError> {
     let signals = Signals::new().map_err(|source| StartError::System { what: "signal handlers", source });
     let mut signals = signals?;
     let manager = Manager::new();

@@ -179,7 +179,7 @@ pub struct ConnectionRecord<'a> {
     pub alpn: Option<&'a str>,
     /// How long it lasted.
     pub lasted: Duration,
-    /// Bytes that were read, after decryption.
+    /// Bytes that were read from the socket.
     pub bytes_in: u64,
 }
 
