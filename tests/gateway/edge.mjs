@@ -25,7 +25,7 @@ export class Edge {
     this.file = join(work, `${name}.toml`);
     this.root = join(work, "artefacts", `${name}-root.pem`);
     writeFileSync(this.file, `storage = "${storage}"\n${config}\n[log]\nformat = "json"\naccess = "stdout"\n`);
-    this.env = { PATH: process.env.PATH, HOME: join(work, "home") };
+    this.env = { PATH: process.env.PATH, HOME: work };
     const artefact = (kind) => join(work, "artefacts", `${name}-${kind}.jsonl`);
     this.process = start(binary, ["run", "-c", this.file], { log: artefact("log"), env: this.env, pipes: true });
     this.#follow(this.process.child.stdout, this.records, artefact("records"));

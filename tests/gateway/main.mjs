@@ -7,7 +7,7 @@ import { foreignOrigin, largestFrames, handshakes } from "./checks/protocol.mjs"
 import { restart } from "./checks/restart.mjs";
 import { tools } from "./checks/tools.mjs";
 import { eventStreams, largeHeader, slowUploads } from "./checks/transfer.mjs";
-import { forgedHeaders, lockout, pairing } from "./checks/trust.mjs";
+import { forgedHeaders, lockout, pairing, surfaceLinks } from "./checks/trust.mjs";
 import { Clients } from "./clients.mjs";
 import { Edge } from "./edge.mjs";
 import { Gateway } from "./gateway.mjs";
@@ -34,7 +34,7 @@ try {
   await Promise.all([gateway.start(), Edge.start({ binary, work, name: "edge", config: PUBLIC }).then((started) => { edge = started; })]);
   const ca = await edge.trustedRoot();
   const clients = new Clients({ ca, WebSocket: gateway.WebSocket });
-  const scene = { binary, work, gateway, edge, clients, local: null };
+  const scene = { binary, outside, work, gateway, edge, clients, local: null };
 
   await attributionExplained(scene);
   scene.local = await gateway.localOperator();
@@ -46,6 +46,7 @@ try {
   await foreignOrigin(scene);
   await forgedHeaders(scene);
   await pairing(scene);
+  await surfaceLinks(scene);
   await eventStreams(scene);
   await largeHeader(scene);
   await tools(scene);
@@ -58,6 +59,6 @@ try {
   await check("the scenario runs to its end", () => { throw error; });
 } finally {
   failed = !sum();
-  await Promise.allSettled([gateway.process && gateway.stop(), edge?.ended ? null : edge?.stop()]);
+  await Promise.allSettled([gateway.stop(), edge?.ended ? null : edge?.stop()]);
 }
 process.exit(failed ? 1 : 0);

@@ -53,8 +53,8 @@ export async function pageConnected(page, origin, picture) {
   await page.goto(`${origin}/settings/connection`);
   const words = await until(async () => {
     const text = await page.text();
-    const shown = /Connection details.*/s.test(text) && !/Connecting…|unreachable|interrupted/.test(text);
-    return shown && /\bConnected\b/.test(text) && text;
+    const isWhole = text.includes("Connection details") && text.includes("Ask OpenClaw"); // the page and its menu
+    return isWhole && /\bConnected to /.test(text) && !/Connecting…|unreachable|interrupted/.test(text) && text;
   }, "the word Connected on the connection page").catch(async (error) => {
     await page.screenshot(picture);
     throw new Error(`${error.message}; the page says: ${(await page.text()).slice(0, 600)}`);

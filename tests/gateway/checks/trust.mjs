@@ -4,6 +4,7 @@
 import { check, expect, same } from "../report.mjs";
 import { ALICE, HOST, MALLORY } from "../clients.mjs";
 import { TOKEN } from "../gateway.mjs";
+import { paired } from "./protocol.mjs";
 
 const REMOTE = '{"ready":true}';
 const ADDRESSES = ["127.0.0.1", "::1", "203.0.113.9, 127.0.0.1", "127.0.0.1, 203.0.113.9", "unknown", ""];
@@ -51,8 +52,7 @@ export async function forgedHeaders({ gateway, clients }) {
     let refused = 0;
     for (const extra of lines) {
       const head = ["GET /readyz HTTP/1.1", `Host: ${HOST}`, ...extra];
-      if (!extra.some((line) => line.startsWith("Connection:"))) head.push("Connection: close");
-      else head.push("Connection: close");
+      head.push("Connection: close");
       const answer = await clients.raw(MALLORY, head);
       const [status] = /(?<=^HTTP\/1\.1 )\d+/.exec(answer) ?? ["nothing"];
       if (status === "400") refused += 1; // malformed: the edge refuses it, the gateway never sees it
@@ -112,6 +112,19 @@ export async function pairing({ clients, local }) {
       await local.request("device.pair.reject", { requestId: pending.requestId });
     }
     return `${tries.length} upgrades`;
+  });
+}
+
+/** The gateway builds links with a capability in them from X-Forwarded-Host and -Proto: a client's own must not get there. */
+export async function surfaceLinks(scene) {
+  await check("links in the gateway's hello name our host, whatever host a client claims", async () => {
+    const headers = { "x-forwarded-host": "evil.example", "x-forwarded-proto": "http", "x_forwarded_host": "evil.example" };
+    const { operator, hello } = await paired(scene, "h1", { headers });
+    await operator.end();
+    const links = Object.values(hello.payload.pluginSurfaceUrls ?? {});
+    expect(links.length, "the gateway sent no links, so this proves nothing");
+    for (const link of links) expect(link.startsWith(`https://${HOST}/`), `a link to ${link.split("/").slice(0, 3).join("/")}`);
+    return `${links.length} links`;
   });
 }
 
