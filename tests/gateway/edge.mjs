@@ -44,6 +44,12 @@ export class Edge {
     return stop(this.process);
   }
 
+  /** The most memory the process has had resident so far, in MiB. */
+  peakMemory() {
+    const kib = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${this.process.child.pid}/status`, "utf8"))[1];
+    return Math.round(Number(kib) / 1024);
+  }
+
   /** The first record that fits, written already or still to come. */
   record(fits, what, from = 0) {
     return this.#line(this.records, fits, `a record of ${what}`, from);

@@ -54,7 +54,11 @@ try {
   await lockout(scene); // its address stays locked out for 5 minutes: nobody else uses it
   await restart(scene);
   await identityHeaders(scene);
-  await check("the edge stops in order on SIGTERM", async () => same((await edge.stop()).code, 0, "exit status"));
+  await check("the edge stops in order on SIGTERM", async () => {
+    const peak = edge.peakMemory();
+    same((await edge.stop()).code, 0, "exit status");
+    return `its peak of resident memory was ${peak} MiB`;
+  });
 } catch (error) {
   await check("the scenario runs to its end", () => { throw error; });
 } finally {

@@ -28,6 +28,7 @@ export function run(command, args, { env = process.env, input = "", ms = 60_000 
     const child = execFile(command, args, { env, timeout: ms, maxBuffer: 64 << 20 }, (error, out, err) => {
       resolve({ code: error ? (error.code ?? -1) : 0, out, err });
     });
+    child.stdin.on("error", () => {}); // a program that ended without reading
     child.stdin.end(input);
   });
 }

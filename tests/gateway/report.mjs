@@ -11,9 +11,10 @@ export async function check(promise, body) {
     console.log(`ok    ${promise}${evidence ? ` (${evidence})` : ""}`);
     return true;
   } catch (error) {
+    // A TypeError and its like are the scenario's own fault: say where.
     failed += 1;
     console.log(`FAIL  ${promise}: ${error.message}`);
-    if (!(error instanceof Unmet)) console.log(String(error.stack).split("\n").slice(1, 4).join("\n"));
+    if (error.constructor !== Error && !(error instanceof Unmet)) console.log(String(error.stack).split("\n").slice(1, 4).join("\n"));
     return false;
   }
 }

@@ -16,12 +16,15 @@ const REFUSED = "proxy_attribution_required";
 export async function attributionExplained({ gateway, edge, clients }) {
   let line;
   await check("a gateway that does not trust the edge answers 403, untouched, and the log holds the remedy", async () => {
-    const answer = await clients.ask("h1", { path: "/readyz" });
-    same(answer.status, 403, "status");
-    expect(answer.text.includes(REFUSED), `the gateway's own body, not ${answer.text.slice(0, 200)}`);
-    const entry = await edge.logged((one) => textOf(one).includes(REFUSED), "the explanation");
-    line = /openclaw config set gateway\.trustedProxies '[^']*'/.exec(textOf(entry))?.[0];
-    expect(line, `no command in ${textOf(entry)}`);
+    for (const version of ["h1", "h2"]) {
+      const answer = await clients.ask(version, { path: "/readyz" });
+      same(answer.status, 403, `${version}: status`);
+      expect(answer.text.includes(REFUSED), `the gateway's own body, not ${answer.text.slice(0, 200)}`);
+      const id = answer.headers["x-request-id"]; // each refusal is explained, not only the first
+      const entry = textOf(await edge.logged((one) => textOf(one).includes(REFUSED) && textOf(one).includes(id), `the explanation of request ${id}`));
+      line = /openclaw config set gateway\.trustedProxies '[^']*'/.exec(entry)?.[0];
+      expect(line, `no command in ${entry}`);
+    }
     return line;
   });
   await check("the printed line, run on the gateway's machine, ends the refusal", async () => {

@@ -31,9 +31,9 @@ export async function restart(scene) {
     await until(async () => !(await listens()), "the moment when nothing listens", RESTART_MS);
     const began = Date.now();
     const timed = (name, promise) => promise.then((result) => ({ name, ms: Date.now() - began, ...result }));
-    const asks = ["h1", "h2"].flatMap((version) => [1, 2, 3, 4].map((n) => timed(
-      `GET ${version} ${n}`,
-      clients.ask(version, { path: `/health?held=${n}` }).then(({ status, text }) => ({ status, text })),
+    const asks = ["h1", "h2"].flatMap((version) => ["/", "/chat", "/health", "/health?again"].map((path) => timed(
+      `GET ${path} ${version}`,
+      clients.ask(version, { path, headers: { accept: "text/html" } }).then(({ status, text }) => ({ status, text })),
     )));
     const upgrades = [1, 2, 3].map(() => {
       const one = clients.operator();

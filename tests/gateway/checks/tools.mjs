@@ -28,9 +28,8 @@ export async function tools({ edge, clients }) {
     const socket = await clients.tls(ALICE);
     const info = socket.getEphemeralKeyInfo();
     socket.destroy();
-    const from = edge.records.length;
-    await clients.ask("h2", { path: "/readyz" });
-    const record = await edge.record((one) => one.kind === "request", "the request", from);
+    const { headers } = await clients.ask("h2", { path: "/readyz" });
+    const record = await edge.record((one) => one.kind === "request" && one.id === headers["x-request-id"], "the request");
     expect(record.tls?.includes("X25519MLKEM768"), `tls, in the record: ${record.tls}`);
     return `${record.tls}; Node says ${JSON.stringify(info)}`;
   });

@@ -28,15 +28,19 @@ const FORGED = [
   [["via", "1.1 localhost"], ["client-ip", "127.0.0.1"], ["true-client-ip", "127.0.0.1"], ["x-client-ip", "127.0.0.1"]],
 ];
 
-/** What only HTTP/1.1 can say: names that Connection asks us to remove, and lines that some readers repair. */
+/** What only HTTP/1.1 can say: names that Connection asks us to remove. */
 const FORGED_H1 = [
   ...["X-Forwarded-For", "x-forwarded-for, x-forwarded-proto, x-forwarded-host, x-real-ip", "close, X-Forwarded-For", "keep-alive, Forwarded,, x-forwarded-for", "Host", "content-length, host", "X_Forwarded_For"]
     .flatMap((names) => [[`Connection: ${names}`], [`Connection: ${names}`, "X-Forwarded-For: 127.0.0.1"], ["X-Forwarded-For: 127.0.0.1", `Connection: ${names}`]]),
   ["Connection: Upgrade, HTTP2-Settings, x-forwarded-for", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"],
   ["Proxy-Connection: x-forwarded-for", "Keep-Alive: x-forwarded-for", "TE: trailers, x-forwarded-for"],
+  ["X-Forwarded-For:\t127.0.0.1"],
+];
+
+/** Lines that some readers repair: the edge refuses the request, and the gateway never sees it. */
+const MALFORMED = [
   ["X-Forwarded-For : 127.0.0.1"],
   [" X-Forwarded-For: 127.0.0.1"],
-  ["X-Forwarded-For:\t127.0.0.1"],
   ["X-Other: a", "\tX-Forwarded-For: 127.0.0.1"],
   ["X-Forwarded-For\0: 127.0.0.1"],
 ];
@@ -49,18 +53,16 @@ export async function forgedHeaders({ gateway, clients }) {
   });
   await check("forged headers over HTTP/1.1 leave the client remote", async () => {
     const lines = [...FORGED.map((pairs) => pairs.map(([name, value]) => `${name}: ${value}`)), ...FORGED_H1];
-    let refused = 0;
     for (const extra of lines) {
-      const head = ["GET /readyz HTTP/1.1", `Host: ${HOST}`, ...extra];
-      head.push("Connection: close");
-      const answer = await clients.raw(MALLORY, head);
-      const [status] = /(?<=^HTTP\/1\.1 )\d+/.exec(answer) ?? ["nothing"];
-      if (status === "400") refused += 1; // malformed: the edge refuses it, the gateway never sees it
-      else expect(status === "200" && answer.endsWith(`\r\n\r\n${REMOTE}`), `${JSON.stringify(extra)}: ${JSON.stringify(answer.slice(-200))}`);
-      if (status === "400") expect(!answer.includes("uptimeMs"), "details in a refusal");
+      const answer = await clients.raw(MALLORY, ["GET /readyz HTTP/1.1", `Host: ${HOST}`, ...extra, "Connection: close"]);
+      const isRemote = answer.startsWith("HTTP/1.1 200 ") && answer.endsWith(`\r\n\r\n${REMOTE}`);
+      expect(isRemote, `${JSON.stringify(extra)}: ${JSON.stringify(answer.slice(0, 40))} … ${JSON.stringify(answer.slice(-200))}`);
     }
-    expect(refused <= 4, `${refused} requests were refused, though only 4 are malformed`);
-    return `${lines.length} requests, ${refused} refused as malformed`;
+    for (const extra of MALFORMED) {
+      const answer = await clients.raw(MALLORY, ["GET /readyz HTTP/1.1", `Host: ${HOST}`, ...extra, "Connection: close"]);
+      expect(answer.startsWith("HTTP/1.1 400 ") && !answer.includes("ready"), `${JSON.stringify(extra)}: ${JSON.stringify(answer.slice(0, 200))}`);
+    }
+    return `${lines.length} requests; ${MALFORMED.length} malformed ones refused`;
   });
   await check("forged headers over HTTP/2 leave the client remote", async () => {
     const session = await clients.session(MALLORY);
