@@ -316,13 +316,15 @@ pub fn is_private(ip: IpAddr) -> bool {
     }
 }
 
-/// An address that we accept on: `127.0.0.1:8443`, `[::]:443` or `unix:/path`.
+/// An address that we accept on: `127.0.0.1:8443`, `[::]:443`, `unix:/path` or `systemd:NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ListenAddr {
     /// A TCP address.
     Tcp(SocketAddr),
     /// The path of a unix socket.
     Unix(PathBuf),
+    /// Activated sockets with this `FileDescriptorName=`.
+    Systemd(Box<str>),
 }
 
 impl ListenAddr {
@@ -331,6 +333,8 @@ impl ListenAddr {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
             Self::Unix(_) => true,
+            // Only the socket unit knows where it is bound; what is not known to be near is far.
+            Self::Systemd(_) => false,
         }
     }
 }
@@ -340,6 +344,7 @@ impl fmt::Display for ListenAddr {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd(name) => write!(f, "systemd:{name}"),
         }
     }
 }

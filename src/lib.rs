@@ -1,4 +1,21 @@
-//! tidegate: a TLS-terminating edge proxy.
+//! tidegate: a TLS-terminating edge proxy in front of a gateway that speaks HTTP and long-lived
+//! WebSockets. `ARCHITECTURE.md` has the picture; `connection` and `request` are the two stories.
+
+pub mod access_log;
 pub mod addr;
+pub mod body;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod control;
+pub mod drain;
+pub mod forward;
+pub mod listen;
+pub mod policy;
+pub mod refusal;
+pub mod request;
+pub mod server;
 pub mod site;
 pub mod snapshot;
+pub mod tls;
+pub mod worker;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 use crate::addr::{HostName, HostPattern, ListenAddr};
@@ -32,9 +33,22 @@ pub struct SiteTable {
     pub process: ProcessPolicy,
     /// Directory of the local CA and of kept configurations.
     pub storage: PathBuf,
+    /// Request headers that carry a client certificate's subject on some site: no client may send one.
+    pub identity_headers: Vec<HeaderName>,
+    /// The largest head that any route takes: the bound before the route is known.
+    pub largest_head: HeadLimits,
     sites: Vec<Arc<Site>>,
     hosts: HashMap<HostName, usize>,
     wildcards: HashMap<HostName, usize>,
+}
+
+/// Bounds of a request head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Bytes in all.
+    pub bytes: usize,
+    /// Fields.
+    pub fields: usize,
 }
 
 /// A virtual host.
@@ -72,6 +86,17 @@ pub struct SiteTls {
 /// Which listener: an index into `SiteTable::listeners`; 0 is the default one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListenerId(pub usize);
+
+/// What a bound address is for. A connection keeps the role under which it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// The address.
+    pub address: ListenAddr,
+    /// The name of an extra listener; `None` for the default one.
+    pub listener: Option<Box<str>>,
+    /// Whether it speaks TLS.
+    pub is_tls: bool,
+}
 
 /// A set of addresses that serve the same sites, and the deadlines of their connections.
 #[derive(Clone, Debug)]
@@ -216,8 +241,27 @@ impl SiteTable {
                 }
             }
         }
+        let identity_headers =
+            sites.iter().filter_map(|site| site.tls.as_ref()?.policy.client_cert.as_ref()?.header.clone()).collect();
+        let limits = || sites.iter().flat_map(|site| site.routes.iter()).map(|route| &route.limits);
+        let largest_head = HeadLimits {
+            bytes: limits().map(|limits| limits.header_bytes).max().unwrap_or_default(),
+            fields: limits().map(|limits| limits.headers).max().unwrap_or_default(),
+        };
         let Foundation { listeners, trust, unknown_sni, log, process, storage } = foundation;
-        Ok(Self { listeners, trust, unknown_sni, log, process, storage, sites, hosts, wildcards })
+        Ok(Self {
+            listeners,
+            trust,
+            unknown_sni,
+            log,
+            process,
+            storage,
+            identity_headers,
+            largest_head,
+            sites,
+            hosts,
+            wildcards,
+        })
     }
 
     /// All sites, in the order of the file.
@@ -234,6 +278,11 @@ impl SiteTable {
         let site = &self.sites[*index];
         let is_redirected_alias = !site.serve_aliases && !site.host.matches(host);
         Some(Found { site, is_redirected_alias })
+    }
+
+    /// The listener that a bound address belongs to, if it is still configured.
+    pub fn listener_of(&self, role: &Role) -> Option<ListenerId> {
+        self.listeners.iter().position(|listener| listener.name == role.listener).map(ListenerId)
     }
 
     /// The listener of a site.

@@ -251,6 +251,16 @@ pub enum Alpn {
     Http11,
 }
 
+impl Alpn {
+    /// The identifier on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http2 => "h2",
+            Self::Http11 => "http/1.1",
+        }
+    }
+}
+
 /// Mutual TLS with clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientCert {

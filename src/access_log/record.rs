@@ -1,0 +1,514 @@
+//! The records: what is said about a request, a tunnel and a connection, as JSON and as text.
+//!
+//! The public structs borrow what the stories have at hand. Everything that a client chose is
+//! masked, bounded and escaped here, on its way out, so that no caller can forget it. Field names
+//! and their order are a promise to whoever parses the log.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderValue, Method, StatusCode, Version};
+use serde::{Serialize, Serializer};
+
+use super::clock::Stamp;
+use super::redact::{Redactor, clip, clip_text};
+use crate::addr::{ClientAddr, PeerAddr};
+
+/// One request and its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestRecord<'a> {
+    /// The request ID.
+    pub id: &'a str,
+    /// The site's label.
+    pub site: Option<&'a str>,
+    /// The route's prefix; `None` for all paths.
+    pub route: Option<&'a str>,
+    /// Whom we believe is asking.
+    pub client: Option<ClientAddr>,
+    /// Who opened the connection.
+    pub peer: PeerAddr,
+    /// How many hops were believed.
+    pub hops: u32,
+    /// The chain as received from a trusted hop (`trust::chain_text`).
+    pub forwarded_in: Option<&'a str>,
+    /// The method.
+    pub method: &'a Method,
+    /// Path and query as sent; masked on output.
+    pub target: &'a str,
+    /// `Host` or `:authority`, as sent.
+    pub host: Option<&'a HeaderValue>,
+    /// `User-Agent`.
+    pub ua: Option<&'a HeaderValue>,
+    /// `Origin`.
+    pub origin: Option<&'a HeaderValue>,
+    /// `Referer`; its query is masked on output.
+    pub referer: Option<&'a HeaderValue>,
+    /// The version that the client spoke.
+    pub http: Version,
+    /// What ALPN chose; `None` without TLS or ALPN.
+    pub alpn: Option<&'a str>,
+    /// TLS of the connection.
+    pub tls: Option<TlsRecord<'a>>,
+    /// The name in the ClientHello.
+    pub sni: Option<&'a str>,
+    /// The status that the client saw.
+    pub status: StatusCode,
+    /// Who answered.
+    pub by: Responder,
+    /// Our stable code, when we answered.
+    pub code: Option<&'a str>,
+    /// The cause in words, when we answered.
+    pub cause: Option<&'a str>,
+    /// The endpoint's label.
+    pub upstream: Option<&'a str>,
+    /// Our port on the connection to the endpoint: the gateway's log names it.
+    pub via_port: Option<u16>,
+    /// Whether the request asked for a tunnel.
+    pub upgrade: bool,
+    /// Where the time went.
+    pub ms: Timings,
+    /// Body bytes.
+    pub bytes: Amounts,
+    /// Who ended it before its end: `client`, `upstream`.
+    pub aborted: Option<&'a str>,
+    /// The generation of the configuration.
+    pub generation: u64,
+}
+
+/// TLS of a connection: `1.3 AES_128_GCM_SHA256 X25519MLKEM768`.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsRecord<'a> {
+    /// `1.3`.
+    pub version: &'a str,
+    /// The cipher suite.
+    pub cipher: &'a str,
+    /// The key exchange group.
+    pub group: Option<&'a str>,
+}
+
+/// Who answered a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Responder {
+    /// We did.
+    Edge,
+    /// The endpoint did.
+    Upstream,
+}
+
+/// Where the time of a request went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// From the first byte of the head to its last.
+    pub head: Duration,
+    /// From sending upstream to the endpoint's response head.
+    pub upstream: Option<Duration>,
+    /// From the first byte of the head to the end of the response.
+    pub total: Duration,
+}
+
+/// A number for each direction, seen from the edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Amounts {
+    /// From the client.
+    #[serde(rename = "in")]
+    pub inbound: u64,
+    /// To the client.
+    #[serde(rename = "out")]
+    pub outbound: u64,
+}
+
+/// One tunnel, when it has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelRecord<'a> {
+    /// The ID of the request that opened it.
+    pub id: &'a str,
+    /// The site's label.
+    pub site: Option<&'a str>,
+    /// Whom we believe is asking.
+    pub client: Option<ClientAddr>,
+    /// Who opened the connection.
+    pub peer: PeerAddr,
+    /// `h1` or `h2`.
+    pub over: &'a str,
+    /// `Host` or `:authority`, as sent.
+    pub host: Option<&'a HeaderValue>,
+    /// Path and query as sent; masked on output.
+    pub target: &'a str,
+    /// `User-Agent`.
+    pub ua: Option<&'a HeaderValue>,
+    /// `Origin`.
+    pub origin: Option<&'a HeaderValue>,
+    /// The endpoint's label.
+    pub upstream: Option<&'a str>,
+    /// Our port on the connection to the endpoint.
+    pub via_port: Option<u16>,
+    /// When the 101 or 200 was sent.
+    pub opened: SystemTime,
+    /// How long it lasted.
+    pub lasted: Duration,
+    /// WebSocket frames.
+    pub frames: Amounts,
+    /// Bytes, frame headers included.
+    pub bytes: Amounts,
+    /// `client`, `upstream` or `edge`.
+    pub ended_by: &'a str,
+    /// `close 1012 "service restart"`, `fin`, `reset`, `idle`, `drain`.
+    pub how: &'a str,
+    /// From the last byte to the end.
+    pub idle: Duration,
+    /// The generation of the configuration that it began with.
+    pub generation: u64,
+}
+
+/// One connection that ended before a request, or because of what it sent.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionRecord<'a> {
+    /// Who opened it.
+    pub peer: PeerAddr,
+    /// The address that accepted it.
+    pub listener: &'a str,
+    /// In which part it ended: `tls`, `http`, `timeout`, `idle`, `closed`, `panic`.
+    pub ended: &'a str,
+    /// Why, in words.
+    pub why: &'a str,
+    /// The name in the ClientHello.
+    pub sni: Option<&'a str>,
+    /// What ALPN chose.
+    pub alpn: Option<&'a str>,
+    /// How long it lasted.
+    pub lasted: Duration,
+    /// Bytes that were read, after decryption.
+    pub bytes_in: u64,
+}
+
+/// Longest texts in a record, in bytes. Our choice: enough to recognise what a client sent, and one
+/// record stays below 8 KiB whatever it sends.
+const MAX_TARGET: usize = 2048;
+const MAX_FIELD: usize = 256;
+const MAX_REFERER: usize = 512;
+const MAX_WORDS: usize = 512;
+
+/// A request as it is written.
+#[derive(Serialize)]
+pub(super) struct RequestLine<'a> {
+    t: Stamp,
+    kind: &'static str,
+    id: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    site: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    client: Option<Shown<ClientAddr>>,
+    peer: Shown<PeerAddr>,
+    hops: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forwarded_in: Option<Cow<'a, str>>,
+    method: Cow<'a, str>,
+    path: Cow<'a, str>,
+    host: Option<Cow<'a, str>>,
+    ua: Option<Cow<'a, str>>,
+    origin: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    referer: Option<Cow<'a, str>>,
+    http: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alpn: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<Shown<TlsRecord<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sni: Option<Cow<'a, str>>,
+    status: u16,
+    by: Responder,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via_port: Option<u16>,
+    #[serde(skip_serializing_if = "is_false")]
+    upgrade: bool,
+    ms: Millis,
+    bytes: Amounts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aborted: Option<&'a str>,
+    r#gen: u64,
+}
+
+/// `Timings` in milliseconds with one decimal.
+#[derive(Serialize)]
+struct Millis {
+    head: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<f64>,
+    total: f64,
+}
+
+/// A tunnel as it is written.
+#[derive(Serialize)]
+pub(super) struct TunnelLine<'a> {
+    t: Stamp,
+    kind: &'static str,
+    id: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    site: Option<&'a str>,
+    client: Option<Shown<ClientAddr>>,
+    peer: Shown<PeerAddr>,
+    over: &'a str,
+    host: Option<Cow<'a, str>>,
+    path: Cow<'a, str>,
+    ua: Option<Cow<'a, str>>,
+    origin: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via_port: Option<u16>,
+    opened: Stamp,
+    secs: f64,
+    frames: Amounts,
+    bytes: Amounts,
+    ended_by: &'a str,
+    how: Cow<'a, str>,
+    idle_ms: u64,
+    r#gen: u64,
+}
+
+/// A connection as it is written.
+#[derive(Serialize)]
+pub(super) struct ConnectionLine<'a> {
+    t: Stamp,
+    kind: &'static str,
+    peer: Shown<PeerAddr>,
+    listener: &'a str,
+    ended: &'a str,
+    why: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sni: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alpn: Option<&'a str>,
+    ms: u64,
+    bytes_in: u64,
+}
+
+/// A record that can be written in both forms.
+pub(super) trait Line: Serialize {
+    /// One short line for people, without its end; control characters are escaped by the caller.
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
+
+impl<'a> RequestLine<'a> {
+    /// Masks and bounds a record.
+    pub(super) fn new(t: Stamp, record: &RequestRecord<'a>, redactor: &Redactor) -> Self {
+        let r = record;
+        Self {
+            t,
+            kind: "request",
+            id: clip(r.id.as_bytes(), MAX_FIELD),
+            site: r.site,
+            route: r.route,
+            client: r.client.map(Shown),
+            peer: Shown(r.peer),
+            hops: r.hops,
+            forwarded_in: r.forwarded_in.map(|chain| clip(chain.as_bytes(), MAX_TARGET)),
+            method: clip(r.method.as_str().as_bytes(), MAX_FIELD),
+            path: clip_text(redactor.target(r.target), MAX_TARGET),
+            host: field(redactor, "host", r.host),
+            ua: field(redactor, "user-agent", r.ua),
+            origin: url_field(redactor, "origin", r.origin),
+            referer: url_field(redactor, "referer", r.referer),
+            http: version(r.http),
+            alpn: r.alpn,
+            tls: r.tls.map(Shown),
+            sni: r.sni.map(|name| clip(name.as_bytes(), MAX_FIELD)),
+            status: r.status.as_u16(),
+            by: r.by,
+            code: r.code,
+            cause: r.cause.map(|words| clip_text(redactor.target(words), MAX_WORDS)),
+            upstream: r.upstream,
+            via_port: r.via_port,
+            upgrade: r.upgrade,
+            ms: Millis { head: millis(r.ms.head), upstream: r.ms.upstream.map(millis), total: millis(r.ms.total) },
+            bytes: r.bytes,
+            aborted: r.aborted,
+            r#gen: r.generation,
+        }
+    }
+}
+
+impl<'a> TunnelLine<'a> {
+    /// Masks and bounds a record.
+    pub(super) fn new(t: Stamp, opened: Stamp, record: &TunnelRecord<'a>, redactor: &Redactor) -> Self {
+        let r = record;
+        Self {
+            t,
+            kind: "tunnel",
+            id: clip(r.id.as_bytes(), MAX_FIELD),
+            site: r.site,
+            client: r.client.map(Shown),
+            peer: Shown(r.peer),
+            over: r.over,
+            host: field(redactor, "host", r.host),
+            path: clip_text(redactor.target(r.target), MAX_TARGET),
+            ua: field(redactor, "user-agent", r.ua),
+            origin: url_field(redactor, "origin", r.origin),
+            upstream: r.upstream,
+            via_port: r.via_port,
+            opened,
+            secs: (r.lasted.as_secs_f64() * 10.0).round() / 10.0,
+            frames: r.frames,
+            bytes: r.bytes,
+            ended_by: r.ended_by,
+            how: clip(r.how.as_bytes(), MAX_WORDS),
+            idle_ms: whole_millis(r.idle),
+            r#gen: r.generation,
+        }
+    }
+}
+
+impl<'a> ConnectionLine<'a> {
+    /// Masks and bounds a record.
+    pub(super) fn new(t: Stamp, record: &ConnectionRecord<'a>, redactor: &Redactor) -> Self {
+        let r = record;
+        Self {
+            t,
+            kind: "connection",
+            peer: Shown(r.peer),
+            listener: r.listener,
+            ended: r.ended,
+            // Words of ours, which may quote a target that could not be parsed.
+            why: clip_text(redactor.target(r.why), MAX_WORDS),
+            sni: r.sni.map(|name| clip(name.as_bytes(), MAX_FIELD)),
+            alpn: r.alpn,
+            ms: whole_millis(r.lasted),
+            bytes_in: r.bytes_in,
+        }
+    }
+}
+
+impl Line for RequestLine<'_> {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let host = self.host.as_deref().unwrap_or("-");
+        write!(out, "{} {} {} {host}{}", self.t.time_of_day(), self.status, self.method, self.path)?;
+        match (self.by, self.upstream) {
+            (Responder::Upstream, upstream) => write!(out, "  upstream {}", upstream.unwrap_or("-"))?,
+            (Responder::Edge, _) => write!(out, "  edge {}", self.code.unwrap_or("-"))?,
+        }
+        write!(out, "  {} ms  {} B  h{}", self.ms.total, self.bytes.outbound, self.http)?;
+        match &self.client {
+            Some(client) => write!(out, "  {}", client.0)?,
+            None => write!(out, "  {}", self.peer.0)?,
+        }
+        if let Some(cause) = &self.cause {
+            write!(out, "  {cause}")?;
+        }
+        if let Some(side) = self.aborted {
+            write!(out, "  aborted by {side}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Line for TunnelLine<'_> {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let host = self.host.as_deref().unwrap_or("-");
+        write!(out, "{} tunnel {host}{}  ended by {}: {}", self.t.time_of_day(), self.path, self.ended_by, self.how)?;
+        write!(out, "  {} s  {} B in, {} B out", self.secs, self.bytes.inbound, self.bytes.outbound)?;
+        match &self.client {
+            Some(client) => write!(out, "  {}", client.0),
+            None => write!(out, "  {}", self.peer.0),
+        }
+    }
+}
+
+impl Line for ConnectionLine<'_> {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "{} connection {} ended: {}: {}", self.t.time_of_day(), self.peer.0, self.ended, self.why)
+    }
+}
+
+/// Records that were lost, told when there is room again.
+#[derive(Serialize)]
+pub(super) struct LossLine {
+    t: Stamp,
+    kind: &'static str,
+    dropped: u64,
+}
+
+impl LossLine {
+    /// So many since the last time.
+    pub(super) fn new(t: Stamp, dropped: u64) -> Self {
+        Self { t, kind: "log", dropped }
+    }
+}
+
+impl Line for LossLine {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "{} log: {} records dropped", self.t.time_of_day(), self.dropped)
+    }
+}
+
+/// Serialises by `Display`.
+struct Shown<T>(T);
+
+impl<T: fmt::Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl fmt::Display for TlsRecord<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.version, self.cipher)?;
+        self.group.map_or(Ok(()), |group| write!(f, " {group}"))
+    }
+}
+
+/// A header of the client, bounded.
+fn field<'a>(redactor: &Redactor, name: &str, value: Option<&'a HeaderValue>) -> Option<Cow<'a, str>> {
+    let bytes = value?.as_bytes();
+    Some(redactor.header(name, bytes).map_or_else(|| clip(bytes, MAX_FIELD), Cow::Owned))
+}
+
+/// A header of the client that is a URL, masked and bounded.
+fn url_field<'a>(redactor: &Redactor, name: &str, value: Option<&'a HeaderValue>) -> Option<Cow<'a, str>> {
+    let bytes = value?.as_bytes();
+    if let Some(hash) = redactor.header(name, bytes) {
+        return Some(Cow::Owned(hash));
+    }
+    Some(match std::str::from_utf8(bytes) {
+        Ok(text) => clip_text(redactor.referer(text), MAX_REFERER),
+        Err(_) => clip_text(redactor.referer(&String::from_utf8_lossy(bytes)).into_owned().into(), MAX_REFERER),
+    })
+}
+
+/// `1.1`, `2`.
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "0.9",
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_11 => "1.1",
+        Version::HTTP_2 => "2",
+        Version::HTTP_3 => "3",
+        // The type is not closed; hyper makes no other.
+        _ => "?",
+    }
+}
+
+/// Milliseconds with one decimal.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// Milliseconds without decimals.
+fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// For serde.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}

@@ -1,0 +1,281 @@
+//! The one body type of the edge: what goes upstream and what comes back.
+//!
+//! A streamed body is counted, bounded in size and in silence, and tells its `Meter` how it ended,
+//! so that a request that failed while its body was read gets the right answer. Nothing is held
+//! back: a frame goes on in the poll in which it arrived.
+
+pub mod collect;
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use collect::Collected;
+
+/// A body in either direction.
+#[derive(Debug, Default)]
+pub enum Body {
+    /// No body.
+    #[default]
+    Empty,
+    /// Bytes that are all here.
+    Full(Bytes),
+    /// Frames as they arrive.
+    Stream(Box<Stream>),
+    /// A request body that was collected before the upstream was asked.
+    Collected(Box<Collected>),
+    /// A response body and what must happen when it has ended.
+    Watched(Box<Watched>),
+}
+
+impl Body {
+    /// A body of text or bytes.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self::Full(bytes.into())
+    }
+
+    /// The same body; `watch` is dropped when it has ended or was given up.
+    pub fn watched(self, watch: impl Watch + 'static) -> Self {
+        Self::Watched(Box::new(Watched { body: self, watch: Box::new(watch) }))
+    }
+}
+
+/// What follows a body along its way.
+pub trait Watch {
+    /// Bytes that pass.
+    fn saw(&mut self, data: &Bytes);
+    /// The body has ended as it should.
+    fn ended(&mut self);
+    /// The body broke off.
+    fn failed(&mut self, error: &BodyError);
+}
+
+/// A body with a watch on it.
+pub struct Watched {
+    body: Body,
+    watch: Box<dyn Watch>,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("body", &self.body).finish_non_exhaustive()
+    }
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It is larger than the limit.
+    #[error("the body is larger than the limit")]
+    TooLarge,
+    /// Nothing came for longer than the limit.
+    #[error("the body made no progress in time")]
+    Stalled,
+    /// The sender went away or broke the framing.
+    #[error("the body broke off")]
+    Broken(#[source] hyper::Error),
+    /// A collected body could not be read back.
+    #[error("a collected body could not be read back")]
+    Storage(#[source] io::Error),
+}
+
+/// How far a streamed body has come; shared by the body and whoever waits for it.
+#[derive(Debug)]
+pub struct Meter {
+    bytes: Cell<u64>,
+    progress: Cell<Instant>,
+    state: Cell<MeterState>,
+}
+
+/// How a streamed body stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeterState {
+    /// It still comes.
+    Open,
+    /// It came whole.
+    Ended,
+    /// It is larger than the limit.
+    TooLarge,
+    /// Nothing came in time.
+    Stalled,
+    /// The sender went away or broke the framing.
+    Broken,
+}
+
+impl Meter {
+    /// A meter at zero.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self { bytes: Cell::new(0), progress: Cell::new(Instant::now()), state: Cell::new(MeterState::Open) })
+    }
+
+    /// Bytes that came.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// When the last piece came.
+    pub fn progress(&self) -> Instant {
+        self.progress.get()
+    }
+
+    /// How the body stands.
+    pub fn state(&self) -> MeterState {
+        self.state.get()
+    }
+
+    /// Sets how the body stands.
+    pub fn set_state(&self, state: MeterState) {
+        self.state.set(state);
+    }
+
+    /// Counts a piece.
+    pub fn add(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes as u64);
+        self.progress.set(Instant::now());
+    }
+}
+
+/// A body that streams in from hyper under a size and a silence limit.
+#[derive(Debug)]
+pub struct Stream {
+    incoming: Incoming,
+    limit: u64,
+    silence: Duration,
+    /// Trailers are fields too: what no sender may say there is taken out.
+    clean_trailers: fn(&mut HeaderMap),
+    /// Made when the body first has to wait, so that a body that is here already costs no timer.
+    timer: Option<Pin<Box<Sleep>>>,
+    meter: Rc<Meter>,
+}
+
+impl Stream {
+    /// Streams `incoming`: at most `limit` bytes, at most `silence` between two pieces.
+    pub fn new(
+        incoming: Incoming,
+        limit: u64,
+        silence: Duration,
+        clean_trailers: fn(&mut HeaderMap),
+        meter: Rc<Meter>,
+    ) -> Self {
+        Self { incoming, limit, silence, clean_trailers, timer: None, meter }
+    }
+
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.silence)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            // The timer is not moved at each piece: it is compared when it fires.
+            let deadline = self.meter.progress() + self.silence;
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+
+    fn fail(&self, state: MeterState, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.meter.set_state(state);
+        Poll::Ready(Some(Err(error)))
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        use http_body::Body as _;
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    (self.clean_trailers)(trailers);
+                }
+                if let Some(data) = frame.data_ref() {
+                    self.meter.add(data.len());
+                    if self.meter.bytes() > self.limit {
+                        return self.fail(MeterState::TooLarge, BodyError::TooLarge);
+                    }
+                }
+                if self.incoming.is_end_stream() {
+                    self.meter.set_state(MeterState::Ended);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => self.fail(MeterState::Broken, BodyError::Broken(error)),
+            Poll::Ready(None) => {
+                self.meter.set_state(MeterState::Ended);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(self.poll_silence(cx));
+                self.fail(MeterState::Stalled, BodyError::Stalled)
+            }
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            this @ Self::Full(_) => {
+                let Self::Full(bytes) = std::mem::take(this) else { return Poll::Ready(None) };
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Stream(stream) => stream.poll_frame(cx),
+            Self::Collected(collected) => collected.poll_frame(cx),
+            Self::Watched(watched) => {
+                let Watched { body, watch } = &mut **watched;
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref() {
+                            watch.saw(data);
+                        }
+                    }
+                    Some(Err(error)) => watch.failed(error),
+                    None => watch.ended(),
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Stream(stream) => stream.incoming.is_end_stream(),
+            Self::Collected(collected) => collected.remaining() == 0,
+            Self::Watched(watched) => watched.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(stream) => stream.incoming.size_hint(),
+            Self::Collected(collected) => SizeHint::with_exact(collected.remaining()),
+            Self::Watched(watched) => watched.body.size_hint(),
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        use http_body::Body as _;
+        // hyper does not poll a body again whose length has been reached.
+        if self.body.is_end_stream() {
+            self.watch.ended();
+        }
+    }
+}

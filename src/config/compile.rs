@@ -1,0 +1,429 @@
+//! From what is written to what it means: builds the site table and finds all faults.
+//!
+//! Runs on even after a fault, so that one run reports everything. A key that was written but
+//! could not be read is already reported; its absence is no further fault.
+
+mod files;
+mod listen;
+mod route;
+mod site;
+pub(crate) mod text;
+mod upstream;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::disk;
+use super::file::{self, File};
+use super::kinds::NetworkSource;
+use super::read::{At, Layer, List, Map, Period, Timeout, nearest, quoted};
+use super::report::{Code, Diagnostic, Report, Source};
+use super::show::Effective;
+use super::units::display_duration;
+use crate::addr::{HostName, HostPattern};
+use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
+use crate::site::{
+    AccessOutput, Foundation, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks,
+};
+use listen::Listeners;
+use text::Fault;
+use upstream::Upstreams;
+
+/// Above this a timeout wants its reason.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Compiles a file. `None` when the report has errors.
+pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
+    let mut compiler = Compiler { main, report, policies: Vec::new(), profile: TlsProfile::default() };
+    let (foundation, sites, effective) = compiler.file(file);
+    if compiler.report.has_errors() {
+        return None;
+    }
+    match SiteTable::new(foundation, sites) {
+        Ok(table) => Some((table, effective)),
+        Err(duplicate) => {
+            // Found with its places above; this is the last line of defence.
+            report.push(Diagnostic::nowhere(Code::DuplicateSite, format!("two sites claim \"{}\"", duplicate.host)));
+            None
+        }
+    }
+}
+
+/// What the parts of a compilation share.
+struct Compiler<'r> {
+    /// The main file, for what is missing from it as a whole.
+    main: &'r Arc<Source>,
+    report: &'r mut Report,
+    /// Equal policies are one, so that their sites can share sessions.
+    policies: Vec<Arc<TlsPolicy>>,
+    profile: TlsProfile,
+}
+
+impl Compiler<'_> {
+    /// The whole file.
+    fn file(&mut self, file: &File) -> (Foundation, Vec<Arc<crate::site::Site>>, Effective) {
+        if let Some(version) = &file.version
+            && version.value.0 != 1
+        {
+            let message = format!("version {} of the format is not known", version.value.0);
+            self.push(Diagnostic::at(Code::Version, &version.span, message).label("only 1 exists"));
+        }
+        let empty = file::Listen::default();
+        let listen = file.listen.as_ref().map_or(&empty, |at| &at.value);
+        let mut listeners = self.listeners(listen);
+        let trust = self.trust(file);
+        let tls = file.tls.as_ref().map(|at| &at.value);
+        self.profile = match tls.and_then(|tls| tls.profile.as_ref()).map(|at| at.value) {
+            None | Some(file::Profile::Intermediate) => TlsProfile::Intermediate,
+            Some(file::Profile::Modern) => TlsProfile::Modern,
+            Some(file::Profile::Nist80052r2) => TlsProfile::Nist80052r2,
+        };
+        let log = self.log(file.log.as_ref().map(|at| &at.value));
+        let process = self.process(file.process.as_ref().map(|at| &at.value));
+        if let Some(defaults) = &file.defaults {
+            self.reasons_of_shared(&defaults.value, "[defaults]", &[]);
+        }
+        let mut upstreams = self.upstreams(file.upstreams.as_ref().map(|at| &at.value));
+        let mut effective = Effective::new(file);
+        let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
+        self.unused(&listeners, &upstreams);
+        let unknown_sni = self.unknown_sni(tls, file);
+        let storage = storage(file.storage.as_ref());
+        if file.storage.is_none() {
+            effective.storage(&storage);
+        }
+        let listeners = listeners.into_list();
+        (Foundation { listeners, trust, unknown_sni, log, process, storage }, sites, effective)
+    }
+
+    /// Adds a diagnostic.
+    fn push(&mut self, diagnostic: Diagnostic) {
+        self.report.push(diagnostic);
+    }
+
+    /// Reports the fault of a value, or passes the value on.
+    fn take<T>(&mut self, parsed: Result<T, Fault>, code: Code, at: &At<String>, place: &str) -> Option<T> {
+        match parsed {
+            Ok(value) => Some(value),
+            Err(Fault { what, help }) => {
+                let of_defaults = place.split_once("\" of ").filter(|_| at.layer == Layer::Defaults);
+                let place = of_defaults.map_or_else(|| place.to_owned(), |(key, _)| format!("{key}\" of [defaults]"));
+                let mut diagnostic = Diagnostic::at(code, &at.span, format!("\"{}\" in {place}: {what}", at.value));
+                if let Some(help) = help {
+                    diagnostic = diagnostic.help(help);
+                }
+                self.push(diagnostic);
+                None
+            }
+        }
+    }
+
+    /// `[trust]`, with the networks it names.
+    fn trust(&mut self, file: &File) -> Trust {
+        let trust = file.trust.as_ref().map(|at| &at.value);
+        let defined = self.networks(file.networks.as_ref().map(|at| &at.value));
+        let mut proxies = Networks::default();
+        let mut used = Vec::new();
+        for entry in list(trust.and_then(|trust| trust.proxies.as_ref())) {
+            let named = defined.iter().find(|(name, _)| name.value == entry.value);
+            if let Some((name, networks)) = named {
+                used.push(name.value.as_str());
+                proxies.nets.extend(&networks.nets);
+            } else if let Some(networks) = built_in_networks().get(entry.value.as_str()) {
+                proxies.nets.extend(&networks.nets);
+                proxies.unix |= networks.unix;
+            } else if entry.value.starts_with(|c: char| c.is_ascii_alphabetic()) && !entry.value.contains([':', '/']) {
+                let built_in = built_in_networks();
+                let names: Vec<&str> =
+                    defined.iter().map(|(name, _)| name.value.as_str()).chain(built_in.keys().copied()).collect();
+                let message = format!("[trust] names the network \"{}\", which is not defined", entry.value);
+                let help = nearest(&entry.value, names.iter().copied()).map_or_else(
+                    || format!("add it to [networks], or use one of: {}", quoted(names.iter().copied())),
+                    |near| format!("did you mean \"{near}\"?"),
+                );
+                self.push(Diagnostic::at(Code::Undefined, &entry.span, message).help(help));
+            } else if let Some(net) = self.take(text::network(&entry.value), Code::Network, entry, "\"proxies\"") {
+                if net.prefix_len() == 0 {
+                    let message = format!("\"{}\" in \"proxies\" believes everybody", entry.value);
+                    self.push(
+                        Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
+                            .label("any client chooses the address that the upstream sees")
+                            .help("list the addresses of your own proxies"),
+                    );
+                }
+                proxies.nets.push(net);
+            }
+        }
+        for (name, _) in &defined {
+            if !used.contains(&name.value.as_str()) && !self.report.has_errors() {
+                self.push(Diagnostic::at(
+                    Code::Unused,
+                    &name.span,
+                    format!("network \"{}\" is never used", name.value),
+                ));
+            }
+        }
+        let strip = list(trust.and_then(|trust| trust.strip.as_ref()))
+            .iter()
+            .filter_map(|entry| {
+                // A name may end in "-" for all that begin so; alone it would mean everything.
+                let name = self.take(text::header_name(&entry.value), Code::HeaderName, entry, "\"strip\"")?;
+                let name = name.as_str().replace('_', "-");
+                if name.trim_matches('-').is_empty() || KEPT.contains(&name.as_str()) {
+                    let message = format!("\"{}\" in \"strip\" cannot be removed", entry.value);
+                    self.push(
+                        Diagnostic::at(Code::HeaderName, &entry.span, message).label("requests cannot do without it"),
+                    );
+                    return None;
+                }
+                Some(name.into_boxed_str())
+            })
+            .collect();
+        Trust { proxies, strip }
+    }
+
+    /// `[networks]`.
+    fn networks<'f>(&mut self, map: Option<&'f Map<NetworkSource>>) -> Vec<(&'f At<String>, Networks)> {
+        let mut defined: Vec<(&At<String>, Networks)> = Vec::new();
+        for (name, source) in map.map_or(&[][..], |map| &map.entries) {
+            if built_in_networks().contains_key(name.value.as_str()) {
+                let message = format!("the network \"{}\" is built in", name.value);
+                self.push(Diagnostic::at(Code::DuplicateKey, &name.span, message).help("give yours another name"));
+                continue;
+            }
+            if let Some((first, _)) = defined.iter().find(|(first, _)| first.value == name.value) {
+                let message = format!("the network \"{}\" is defined twice", name.value);
+                self.push(Diagnostic::at(Code::SetTwice, &name.span, message).also(&first.span, "first here"));
+                continue;
+            }
+            let place = format!("network \"{}\"", name.value);
+            let nets = match &source.value {
+                NetworkSource::Here(entries) => entries
+                    .iter()
+                    .filter_map(|entry| self.take(text::network(&entry.value), Code::Network, entry, &place))
+                    .collect(),
+                NetworkSource::File(file) => self.network_file(file.file.as_ref(), &place),
+            };
+            defined.push((name, Networks { nets, unix: false }));
+        }
+        defined
+    }
+
+    /// A file with one network a line.
+    fn network_file(&mut self, file: Option<&At<String>>, place: &str) -> Vec<ipnet::IpNet> {
+        let Some(file) = file else { return Vec::new() };
+        let path = disk::resolve(&file.span, &file.value);
+        let content = match disk::read_text(&path) {
+            Ok(content) => content,
+            Err(why) => {
+                self.push(Diagnostic::at(Code::File, &file.span, format!("cannot read \"{}\": {why}", file.value)));
+                return Vec::new();
+            }
+        };
+        let mut nets = Vec::new();
+        for (index, line) in content.lines().enumerate() {
+            let entry = line.split('#').next().unwrap_or(line).trim();
+            if entry.is_empty() {
+                continue;
+            }
+            match text::network(entry) {
+                Ok(net) => nets.push(net),
+                Err(Fault { what, help }) => {
+                    let message = format!("line {} of \"{}\" in {place} cannot be used: {what}", index + 1, file.value);
+                    let mut diagnostic =
+                        Diagnostic::at(Code::Content, &file.span, message).label(format!("it says \"{entry}\""));
+                    if let Some(help) = help {
+                        diagnostic = diagnostic.help(help);
+                    }
+                    self.push(diagnostic);
+                }
+            }
+        }
+        nets
+    }
+
+    /// `[log]`.
+    fn log(&mut self, log: Option<&file::Log>) -> LogPolicy {
+        let level = match log.and_then(|log| log.level.as_ref()).map(|at| at.value) {
+            None | Some(file::Level::Info) => LogLevel::Info,
+            Some(file::Level::Error) => LogLevel::Error,
+            Some(file::Level::Warn) => LogLevel::Warn,
+            Some(file::Level::Debug) => LogLevel::Debug,
+        };
+        let format = log.and_then(|log| log.format.as_ref()).map(|at| match at.value {
+            file::Format::Json => LogFormat::Json,
+            file::Format::Text => LogFormat::Text,
+        });
+        let access = match log.and_then(|log| log.access.as_ref()) {
+            None => AccessOutput::Stdout,
+            Some(at) => match at.value.as_str() {
+                "stdout" => AccessOutput::Stdout,
+                "off" => AccessOutput::Off,
+                word if !word.contains(['/', '.']) => {
+                    let message = format!("\"access\" in [log] cannot be \"{word}\"");
+                    let help = nearest(word, ["stdout", "off"]).map_or_else(
+                        || format!("write \"./{word}\" if it is a file"),
+                        |near| format!("did you mean \"{near}\"? a file is written \"./{word}\""),
+                    );
+                    self.push(
+                        Diagnostic::at(Code::Choice, &at.span, message)
+                            .label("\"stdout\", \"off\", or a file")
+                            .help(help),
+                    );
+                    AccessOutput::Stdout
+                }
+                path => AccessOutput::File(disk::resolve(&at.span, path)),
+            },
+        };
+        let redact = log.and_then(|log| log.redact.as_ref()).map(|at| &at.value);
+        let redact_query = list(redact.and_then(|redact| redact.query.as_ref()))
+            .iter()
+            .map(|at| at.value.to_ascii_lowercase().into())
+            .collect();
+        let redact_headers = list(redact.and_then(|redact| redact.headers.as_ref()))
+            .iter()
+            .filter_map(|at| self.take(text::header_name(&at.value), Code::HeaderName, at, "\"redact\""))
+            .map(|name| name.as_str().into())
+            .collect();
+        LogPolicy { level, format, access, redact_query, redact_headers }
+    }
+
+    /// `[process]`.
+    fn process(&mut self, process: Option<&file::Process>) -> ProcessPolicy {
+        let empty = file::Process::default();
+        let process = process.unwrap_or(&empty);
+        self.reason(process.grace.as_ref().map(|at| at.with(at.value.0)), "grace", "[process]", &[&process.why]);
+        self.reason(
+            process.tunnel_grace.as_ref().map(|at| at.with(at.value.0)),
+            "tunnel_grace",
+            "[process]",
+            &[&process.why],
+        );
+        ProcessPolicy {
+            grace: period(process.grace.as_ref(), 30),
+            tunnel_grace: period(process.tunnel_grace.as_ref(), 5),
+            history: process.history.as_ref().map_or(20, |at| at.value.0),
+            max_connections: process.max_connections.as_ref().map(|at| at.value.0),
+            workers: process.workers.as_ref().map(|at| at.value.0),
+        }
+    }
+
+    /// `tls.unknown_sni`.
+    fn unknown_sni(&mut self, tls: Option<&file::Tls>, file: &File) -> UnknownSni {
+        let Some(at) = tls.and_then(|tls| tls.unknown_sni.as_ref()) else {
+            return UnknownSni::Reject;
+        };
+        if at.value == "reject" {
+            return UnknownSni::Reject;
+        }
+        let sites = file.sites.as_ref().map_or(&[][..], |at| &at.value.entries);
+        let patterns: Vec<HostPattern> =
+            sites.iter().filter_map(|(name, _)| HostPattern::from_config(&name.value).ok()).collect();
+        let named = HostName::from_config(&at.value).ok();
+        if let Some(name) = named.filter(|name| patterns.contains(&HostPattern::Exact(name.clone()))) {
+            return UnknownSni::Site(name);
+        }
+        let labels: Vec<&str> = patterns
+            .iter()
+            .filter(|pattern| matches!(pattern, HostPattern::Exact(_)))
+            .map(|pattern| pattern.name().as_str())
+            .collect();
+        let message = format!("\"unknown_sni\" in [tls] names the site \"{}\", which is not defined", at.value);
+        let help = nearest(&at.value, labels.iter().copied().chain(["reject"])).map_or_else(
+            || format!("write \"reject\", or one of: {}", quoted(labels.iter().copied())),
+            |near| format!("did you mean \"{near}\"?"),
+        );
+        self.push(Diagnostic::at(Code::Undefined, &at.span, message).help(help));
+        UnknownSni::Reject
+    }
+
+    /// Warns of what is defined and never used: usually a name that was misspelled elsewhere.
+    fn unused(&mut self, listeners: &Listeners<'_>, upstreams: &Upstreams<'_>) {
+        // With a fault elsewhere it may be used there.
+        if self.report.has_errors() {
+            return;
+        }
+        let names =
+            listeners.unused().map(|name| ("listener", name)).chain(upstreams.unused().map(|name| ("upstream", name)));
+        for (kind, name) in names {
+            let message = format!("{kind} \"{}\" is never used", name.value);
+            self.report.push(Diagnostic::at(Code::Unused, &name.span, message).help("name it in a site, or remove it"));
+        }
+    }
+
+    /// Warns of a long timeout without a reason beside it.
+    fn reason(&mut self, at: Option<At<Duration>>, key: &str, place: &str, reasons: &[&Option<At<String>>]) {
+        let Some(at) = at else { return };
+        if at.value > LONG && at.layer != Layer::Preset && reasons.iter().all(|why| why.is_none()) {
+            let message = format!("\"{key}\" in {place} is {} and has no reason", display_duration(at.value));
+            self.push(
+                Diagnostic::at(Code::NoWhy, &at.span, message)
+                    .label("longer than 10m")
+                    .help("say why for the next reader: add why = \"…\" to the same table"),
+            );
+        }
+    }
+
+    /// The same for what sites, routes and defaults share.
+    fn reasons_of_shared(&mut self, shared: &file::Shared, place: &str, outer: &[&Option<At<String>>]) {
+        let mut reasons = vec![&shared.why];
+        reasons.extend(outer);
+        self.reason(shared.hold.as_ref().map(|at| at.with(at.value.0)), "hold", place, &reasons);
+        let Some(timeouts) = &shared.timeouts else { return };
+        let place = format!("\"timeouts\" of {place}");
+        let t = &timeouts.value;
+        reasons.push(&t.why);
+        for (key, at) in [
+            ("request_body", &t.request_body),
+            ("connect", &t.connect),
+            ("response_head", &t.response_head),
+            ("idle", &t.idle),
+            ("send", &t.send),
+        ] {
+            // Up to the built-in default the reason is the default's own.
+            let at =
+                at.as_ref().filter(|at| key != "idle" || at.value.0 > crate::site::policy::Timeouts::default().idle);
+            self.reason(at.map(|at| at.with(at.value.0)), key, &place, &reasons);
+        }
+    }
+}
+
+/// Headers that a request cannot do without; nothing may remove or write them.
+const KEPT: &[&str] =
+    &["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"];
+
+/// The entries of an optional list.
+fn list(at: Option<&At<List<String>>>) -> &[At<String>] {
+    at.map_or(&[], |at| &at.value)
+}
+
+/// A period, or its default in seconds. The test `defaults_are_those_of_the_docs` compares them.
+fn period(at: Option<&At<Period>>, default: u64) -> Duration {
+    at.map_or(Duration::from_secs(default), |at| at.value.0)
+}
+
+/// A timeout, or its default in seconds.
+fn timeout(at: Option<&At<Timeout>>, default: Duration) -> Duration {
+    at.map_or(default, |at| at.value.0)
+}
+
+/// Where local state is kept.
+fn storage(at: Option<&At<String>>) -> PathBuf {
+    at.map_or_else(default_storage, |at| disk::resolve(&at.span, &at.value))
+}
+
+/// Where local state is kept when nothing says otherwise.
+pub fn default_storage() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // systemd may give several directories, separated by colons; the first is ours.
+    if let Some(state) = variable("STATE_DIRECTORY") {
+        let first = state.to_string_lossy().split(':').next().map(PathBuf::from);
+        return first.unwrap_or(state);
+    }
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/tidegate");
+    }
+    let data = variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")));
+    data.map_or_else(|| PathBuf::from("/var/lib/tidegate"), |data| data.join("tidegate"))
+}

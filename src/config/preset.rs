@@ -1,0 +1,77 @@
+//! Presets: settings that suit one kind of upstream, written in the file's own language.
+//!
+//! A preset stands between `[defaults]` and the site. It is read by the same reader as a file, so
+//! `tidegate show` prints it like any other layer, with its reasons.
+
+use std::sync::Arc;
+
+use toml::de::DeTable;
+
+use super::file::{self, Shared};
+use super::read::{Layer, Reader, entries, read_entries};
+use super::report::{Report, Source, Span};
+
+/// The OpenClaw gateway: Control UI, sockets, uploads. Reasons: measured behaviour of the gateway.
+/// States only what differs from the built-in defaults, so that `[defaults]` decides the rest.
+const OPENCLAW: &str = r#"
+why = "the gateway gives a request body 30 s in all, takes uploads up to 32 MiB, and restarts within 15 s"
+collect_request = true
+limits.body = "32MiB"
+hold = "15s"
+"#;
+
+/// The gateway's HTTP API alone (`/v1`, `/tools`): no sockets, long answers.
+const OPENCLAW_API: &str = r#"
+why = "a model may think for two minutes before its first byte, bodies are at most 20 MiB and have 30 s in all, and a stream is never silent for 10 minutes"
+collect_request = true
+limits.body = "20MiB"
+timeouts.response_head = "120s"
+timeouts.idle = "10m"
+hold = "15s"
+"#;
+
+/// Any server of WebSockets.
+const WEBSOCKET: &str = r#"
+why = "a socket may be silent for long, and its refusal should come soon"
+timeouts.idle = "1h"
+timeouts.response_head = "30s"
+limits.body = "1MiB"
+"#;
+
+/// The settings of a preset.
+pub(crate) fn settings(preset: file::Preset) -> Shared {
+    let (name, text) = match preset {
+        file::Preset::Openclaw => ("openclaw", OPENCLAW),
+        file::Preset::OpenclawApi => ("openclaw-api", OPENCLAW_API),
+        file::Preset::Websocket => ("websocket", WEBSOCKET),
+        file::Preset::None => return Shared::default(),
+    };
+    read(name, text).0
+}
+
+/// Reads a preset; the report is empty, as the test shows.
+fn read(name: &str, text: &str) -> (Shared, Report) {
+    let source = Arc::new(Source { name: format!("preset \"{name}\""), path: None, text: text.to_owned() });
+    let mut report = Report::new();
+    let (table, _) = DeTable::parse_recoverable(text);
+    let span = Span { source: Arc::clone(&source), range: 0..0 };
+    let mut reader =
+        Reader { source, layer: Layer::Preset, report: &mut report, places: Vec::new(), list: String::new() };
+    let shared = read_entries(&entries(table.get_ref()), span, &mut reader);
+    (shared, report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_free_of_faults_and_say_why() {
+        for (name, text) in [("openclaw", OPENCLAW), ("openclaw-api", OPENCLAW_API), ("websocket", WEBSOCKET)] {
+            assert!(DeTable::parse(text).is_ok(), "{name}");
+            let (shared, report) = read(name, text);
+            assert_eq!(report.diagnostics().len(), 0, "{}", report.to_text(false));
+            assert!(shared.why.is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Units: `250ms`, `30s`, `5m`, `1h`, `14d` and `64KiB`, `20MiB`, `20MB`: parse and display.
+//!
+//! A number never stands without its unit, so that nobody has to know whether a key counts
+//! seconds or milliseconds. One number, one unit, no fraction: each value has few spellings.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why a text is no duration or size. `advice` of the error holds the right spelling.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// A number alone.
+    #[error("\"{number}\" has no unit")]
+    NoUnit {
+        /// What was written.
+        number: String,
+        /// The right spelling.
+        advice: String,
+    },
+    /// Anything else.
+    #[error("\"{text}\" is not a {what}")]
+    Malformed {
+        /// What was written.
+        text: String,
+        /// `duration` or `size`.
+        what: &'static str,
+        /// The right spelling.
+        advice: String,
+    },
+    /// More than can be counted.
+    #[error("\"{text}\" is more than the largest {what}")]
+    TooLarge {
+        /// What was written.
+        text: String,
+        /// `duration` or `size`.
+        what: &'static str,
+        /// The limit.
+        advice: String,
+    },
+}
+
+impl UnitError {
+    /// What to write instead, as the end of a sentence that begins with "write".
+    pub fn advice(&self) -> &str {
+        match self {
+            Self::NoUnit { advice, .. } | Self::Malformed { advice, .. } | Self::TooLarge { advice, .. } => advice,
+        }
+    }
+}
+
+/// Milliseconds in each unit of time, largest first, so that display finds the shortest spelling.
+const TIMES: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// Bytes in each unit of size: powers of 1024 first, which display uses.
+const SIZES: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1000),
+    ("B", 1),
+];
+
+/// Ten years, our choice: above any useful limit, and far from where clocks overflow.
+const LONGEST: u64 = 3650 * 86_400_000;
+
+/// 1 PiB, our choice: above any body, and within what every integer type here can count.
+const LARGEST: u64 = 1 << 50;
+
+/// Parses a duration.
+///
+/// # Errors
+/// When the text is not a whole number and a unit, or more than ten years.
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    parse(text, "duration", &TIMES, LONGEST, "s", "\"3650d\" or less").map(Duration::from_millis)
+}
+
+/// Parses a size in bytes.
+///
+/// # Errors
+/// When the text is not a whole number and a unit, or more than 1 PiB.
+pub fn parse_size(text: &str) -> Result<ByteSize, UnitError> {
+    parse(text, "size", &SIZES, LARGEST, "MiB", "\"1024TiB\" or less").map(ByteSize)
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, factor) = shortest(self.0, &SIZES[..4]).unwrap_or(("B", 1));
+        write!(f, "{}{unit}", self.0 / factor)
+    }
+}
+
+/// Writes a duration as the configuration would spell it.
+pub fn display_duration(duration: Duration) -> String {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    let (unit, factor) = shortest(millis, &TIMES).unwrap_or(("ms", 1));
+    format!("{}{unit}", millis / factor)
+}
+
+/// The largest unit that divides the number.
+fn shortest(number: u64, units: &[(&'static str, u64)]) -> Option<(&'static str, u64)> {
+    units.iter().copied().find(|(_, factor)| number != 0 && number.is_multiple_of(*factor))
+}
+
+/// One whole number and one unit of the table.
+fn parse(
+    text: &str,
+    what: &'static str,
+    units: &[(&str, u64)],
+    most: u64,
+    usual: &str,
+    limit: &str,
+) -> Result<u64, UnitError> {
+    let trimmed = text.trim();
+    let split = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(split);
+    if number.is_empty() {
+        let advice = if what == "duration" {
+            "a number and a unit, such as \"30s\""
+        } else {
+            "a number and a unit, such as \"20MiB\""
+        };
+        return Err(UnitError::Malformed { text: text.to_owned(), what, advice: advice.to_owned() });
+    }
+    if unit.is_empty() {
+        // Somebody who writes 20971520 counts bytes; somebody who writes 20 does not.
+        let bytes = number.parse().ok().filter(|bytes| what == "size" && *bytes > 1024);
+        let right = bytes.map_or_else(|| format!("{number}{usual}"), |bytes| ByteSize(bytes).to_string());
+        return Err(UnitError::NoUnit { number: number.to_owned(), advice: format!("\"{right}\"") });
+    }
+    let unit = unit.trim();
+    let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) else {
+        // A unit in the wrong case or spelled out is the likeliest slip.
+        let near = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).or_else(|| {
+            let first = unit.chars().next()?.to_ascii_lowercase();
+            units.iter().filter(|_| unit.len() > 2).find(|(name, _)| name.to_ascii_lowercase().starts_with(first))
+        });
+        let advice = match near {
+            Some((name, _)) => format!("\"{number}{name}\""),
+            None => {
+                let mut names: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
+                names.reverse();
+                format!("one number with one of the units {}, such as \"{number}{usual}\"", names.join(", "))
+            }
+        };
+        return Err(UnitError::Malformed { text: text.to_owned(), what, advice });
+    };
+    let too_large = || UnitError::TooLarge { text: text.to_owned(), what, advice: limit.to_owned() };
+    let total = number.parse::<u64>().ok().and_then(|n| n.checked_mul(*factor)).ok_or_else(too_large)?;
+    if total > most { Err(too_large()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_has_one_number_and_one_unit() {
+        for (text, millis) in
+            [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("14d", 1_209_600_000), ("0s", 0)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+            assert_eq!(display_duration(Duration::from_millis(millis)), text);
+        }
+        for (text, advice) in [
+            ("75", "\"75s\""),
+            ("5 min", "\"5m\""),
+            ("5M", "\"5m\""),
+            ("10sec", "\"10s\""),
+            ("", "a number and a unit, such as \"30s\""),
+            ("-1s", "a number and a unit, such as \"30s\""),
+            ("99999999999999999999s", "\"3650d\" or less"),
+            ("3651d", "\"3650d\" or less"),
+            ("1h30m", "\"1h\""),
+        ] {
+            assert_eq!(parse_duration(text).map_err(|e| e.advice().to_owned()), Err(advice.to_owned()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_binary_or_decimal_as_written() {
+        for (text, bytes) in
+            [("0B", 0), ("64KiB", 65_536), ("20MiB", 20 << 20), ("20MB", 20_000_000), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(parse_size(text), Ok(ByteSize(bytes)), "{text}");
+        }
+        assert_eq!(ByteSize(20 << 20).to_string(), "20MiB");
+        assert_eq!(ByteSize(0).to_string(), "0B");
+        assert_eq!(ByteSize(1001).to_string(), "1001B");
+        assert_eq!(parse_size("20").map_err(|e| e.to_string()), Err("\"20\" has no unit".to_owned()));
+        assert_eq!(parse_size("20mib").map_err(|e| e.advice().to_owned()), Err("\"20MiB\"".to_owned()));
+        assert!(parse_size("9999999999TiB").is_err());
+    }
+}

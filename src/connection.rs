@@ -1,0 +1,182 @@
+//! The story of one connection: accept → TLS → HTTP/1.1 or HTTP/2 → requests → close.
+//!
+//! ALPN picks the protocol; cleartext speaks HTTP/1.1; nothing is sniffed. Each phase has its own
+//! deadline, held outside the protocol's code. A connection that never became a request leaves a
+//! record of its own that says why.
+
+pub mod framing;
+pub mod head_gate;
+pub mod http1;
+pub mod http2;
+pub mod socket;
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::access_log::ConnectionRecord;
+use crate::addr::PeerAddr;
+use crate::drain::Guard;
+use crate::request::{Connection, Parts};
+use crate::site::policy::{Alpn, Timeouts};
+use crate::site::{Listener, Role, SiteTable};
+use crate::tls::{self, Policies, TlsFacts};
+use socket::{Patient, SendLimit, Socket};
+
+/// What all connections of a worker share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What their requests use.
+    pub parts: Rc<Parts>,
+    /// What their handshakes use.
+    pub policies: Arc<Policies>,
+}
+
+/// A connection that was just accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its socket.
+    pub socket: Socket,
+    /// Who opened it.
+    pub peer: PeerAddr,
+    /// Our end of it.
+    pub local: Option<SocketAddr>,
+    /// What the address is for.
+    pub role: Arc<Role>,
+    /// When it was accepted: all deadlines before the first request begin here.
+    pub at: Instant,
+    /// Counts it until it has ended.
+    pub guard: Guard,
+}
+
+/// The deadlines of a listener, and the largest head that any route takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    handshake: Duration,
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// From the end of an exchange to the next head.
+    pub keep_alive: Duration,
+    /// In bytes.
+    pub head_bytes: usize,
+    /// Fields of one head.
+    pub head_fields: usize,
+}
+
+/// How a connection ended, for its record.
+#[derive(Debug)]
+pub struct Ending {
+    /// The stable kind.
+    pub kind: &'static str,
+    /// In plain words.
+    pub why: String,
+    /// Bytes that were read.
+    pub bytes_in: u64,
+    /// Whether it is worth a record although requests were answered.
+    pub is_fault: bool,
+}
+
+/// Serves one connection to its end.
+pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
+    let Accepted { socket, peer, local, role, at, guard: _counted } = accepted;
+    let arrival = Arrival { shared, peer, local, role, at };
+    let generation = arrival.shared.parts.snapshot.keep();
+    let table = &generation.table;
+    let Some(id) = table.listener_of(&arrival.role) else {
+        // Accepted from the queue of a listener that a reload has just taken away.
+        return arrival.record("closed", "its listener is no longer configured", None, 0);
+    };
+    let bounds = Bounds::of(table.listener(id), table);
+    let (socket, send_limit) = Patient::new(socket, Timeouts::default().send);
+    if !arrival.role.is_tls {
+        drop(generation);
+        return arrival.http1(socket, None, bounds, send_limit).await;
+    }
+    let deadline = (at + bounds.handshake).into();
+    let ip = local.map(|local| local.ip());
+    let handshake = tls::accept(socket, &arrival.shared.policies, table, id, ip, deadline).await;
+    drop(generation);
+    match handshake {
+        Err(error) => arrival.record("tls", &error.to_string(), error.sni(), 0),
+        Ok(handshake) => match handshake.facts.alpn {
+            Alpn::Http11 => arrival.http1(handshake.stream, Some(handshake.facts), bounds, send_limit).await,
+            Alpn::Http2 => arrival.http2(handshake.stream, handshake.facts, bounds, send_limit).await,
+        },
+    }
+}
+
+/// A connection before its protocol is known.
+struct Arrival {
+    shared: Rc<Shared>,
+    peer: PeerAddr,
+    local: Option<SocketAddr>,
+    role: Arc<Role>,
+    at: Instant,
+}
+
+impl Arrival {
+    async fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds, send_limit: SendLimit)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let connection = self.connection(tls);
+        let parts = Rc::clone(&self.shared.parts);
+        let ending = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, send_limit).await;
+        self.conclude(&connection, &ending);
+    }
+
+    async fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, bounds: Bounds, send_limit: SendLimit)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let connection = self.connection(Some(tls));
+        let parts = Rc::clone(&self.shared.parts);
+        let ending = http2::serve(parts, Rc::clone(&connection), stream, bounds, send_limit).await;
+        self.conclude(&connection, &ending);
+    }
+
+    fn connection(&self, tls: Option<Rc<TlsFacts>>) -> Rc<Connection> {
+        let Self { peer, local, ref role, .. } = *self;
+        Rc::new(Connection { peer, local, role: Arc::clone(role), tls, requests: Cell::new(0) })
+    }
+
+    /// Requests have their own records; what ended before one, or broke the protocol, gets one here.
+    fn conclude(&self, connection: &Connection, ending: &Ending) {
+        if connection.requests.get() == 0 || ending.is_fault {
+            let sni = connection.tls.as_ref().and_then(|tls| tls.sni.as_ref());
+            self.record(ending.kind, &ending.why, sni.map(|name| name.as_str()), ending.bytes_in);
+        }
+    }
+
+    fn record(&self, ended: &str, why: &str, sni: Option<&str>, bytes_in: u64) {
+        let log = &self.shared.parts.log;
+        if log.is_on() {
+            log.connection(&ConnectionRecord {
+                peer: self.peer,
+                listener: &self.role.address.to_string(),
+                ended,
+                why,
+                sni,
+                alpn: None,
+                lasted: self.at.elapsed(),
+                bytes_in,
+            });
+        }
+    }
+}
+
+impl Bounds {
+    fn of(listener: &Listener, table: &SiteTable) -> Self {
+        Self {
+            handshake: listener.handshake_timeout,
+            head: listener.request_head_timeout,
+            keep_alive: listener.keep_alive_timeout,
+            head_bytes: table.largest_head.bytes,
+            head_fields: table.largest_head.fields,
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The framing of HTTP/1.1 requests, followed byte by byte: where each head, chunk, trailer section
+//! and message ends, and what of it may pass (RFC 9112). No input and output, no clock, no copies.
+//!
+//! The verdict and the released bytes depend on the stream alone, never on how reads cut it.
+
+mod fault;
+mod head;
+
+pub use fault::Fault;
+pub use head::{Body, Head, Limits};
+
+use head::{Lines, Scan, is_token, split_field};
+
+/// Follows one message after another.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    limits: Limits,
+    phase: Phase,
+    head: Option<Head>,
+    body_bytes: u64,
+}
+
+/// What a call of `feed` found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// So many bytes, from the first, are beyond doubt and may pass.
+    pub released: usize,
+    /// What is wrong with what follows them. The follower then stays where it is.
+    pub fault: Option<Fault>,
+}
+
+/// Where in a message the next byte stands.
+#[derive(Clone, Debug)]
+enum Phase {
+    Head(Scan),
+    Length(u64),
+    Chunked(Chunks),
+    Trailers(Trailers),
+    Complete,
+}
+
+impl Follower {
+    /// At the first byte of a first head.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, phase: Phase::Head(Scan::default()), head: None, body_bytes: 0 }
+    }
+
+    /// Reads on. `bytes` begins with the first byte that was not released before and may reach
+    /// beyond the message; nothing after its end is looked at.
+    pub fn feed(&mut self, bytes: &[u8]) -> Step {
+        let mut released = 0;
+        loop {
+            match self.advance(&bytes[released..]) {
+                Ok(0) => return Step { released, fault: None },
+                Ok(passed) => released += passed,
+                Err((passed, fault)) => return Step { released: released + passed, fault: Some(fault) },
+            }
+        }
+    }
+
+    /// Begins the next message. Called when the present one is complete.
+    pub fn next_message(&mut self) {
+        self.phase = Phase::Head(Scan::default());
+        self.head = None;
+        self.body_bytes = 0;
+    }
+
+    /// The head of the present message, once it was released.
+    pub fn head(&self) -> Option<Head> {
+        self.head
+    }
+
+    /// Bytes of the present message after its head that were released, chunk framing included.
+    pub fn body_bytes(&self) -> u64 {
+        self.body_bytes
+    }
+
+    /// True when the whole message was released.
+    pub fn is_complete(&self) -> bool {
+        matches!(self.phase, Phase::Complete)
+    }
+
+    /// Reads within one phase: how many bytes may pass, and perhaps what is wrong after them.
+    fn advance(&mut self, bytes: &[u8]) -> Result<usize, (usize, Fault)> {
+        match &mut self.phase {
+            Phase::Head(scan) => {
+                let Some(head) = scan.advance(bytes, self.limits).map_err(|fault| (0, fault))? else { return Ok(0) };
+                self.head = Some(head);
+                self.phase = match head.body {
+                    Body::None => Phase::Complete,
+                    Body::Length(length) => Phase::Length(length),
+                    Body::Chunked => Phase::Chunked(Chunks::default()),
+                };
+                Ok(head.bytes)
+            }
+            Phase::Length(left) => {
+                let passed = at_most(*left, bytes.len());
+                *left -= passed as u64;
+                if *left == 0 {
+                    self.phase = Phase::Complete;
+                }
+                self.body_bytes += passed as u64;
+                Ok(passed)
+            }
+            Phase::Chunked(chunks) => {
+                let (passed, fault) = chunks.advance(bytes);
+                if chunks.state == ChunkState::Last {
+                    self.phase = Phase::Trailers(Trailers::default());
+                }
+                self.body_bytes += passed as u64;
+                fault.map_or(Ok(passed), |fault| Err((passed, fault)))
+            }
+            Phase::Trailers(trailers) => {
+                let passed = trailers.advance(bytes).map_err(|fault| (0, fault))?;
+                if passed > 0 {
+                    self.phase = Phase::Complete;
+                }
+                self.body_bytes += passed as u64;
+                Ok(passed)
+            }
+            Phase::Complete => Ok(0),
+        }
+    }
+}
+
+/// The smaller of a rest and what is there.
+fn at_most(left: u64, here: usize) -> usize {
+    usize::try_from(left).map_or(here, |left| left.min(here))
+}
+
+/// The chunks of one body (RFC 9112 7.1), without the trailer section.
+#[derive(Clone, Debug, Default)]
+struct Chunks {
+    state: ChunkState,
+    left: u64,
+    digits: u8,
+    extensions: usize,
+}
+
+/// The next byte of a chunked body is ...
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ChunkState {
+    /// ... of the size.
+    #[default]
+    Size,
+    /// ... the first of an extension's name.
+    NameStart,
+    /// ... of an extension's name.
+    Name,
+    /// ... the first of an extension's value.
+    ValueStart,
+    /// ... of a value that is a token.
+    Value,
+    /// ... inside a quoted value.
+    Quoted,
+    /// ... after a backslash in a quoted value.
+    Escaped,
+    /// ... after a quoted value.
+    QuotedEnd,
+    /// ... the line feed of a size line.
+    SizeLf,
+    /// ... data.
+    Data,
+    /// ... the carriage return after data.
+    DataCr,
+    /// ... the line feed after data.
+    DataLf,
+    /// ... of the trailer section: the last chunk was read.
+    Last,
+}
+
+impl Chunks {
+    /// Bytes of chunk extensions that one message may have, our choice: only attacks use many.
+    const MAX_EXTENSIONS: usize = 4 << 10;
+
+    /// Reads on, up to the end of the last chunk's line.
+    fn advance(&mut self, bytes: &[u8]) -> (usize, Option<Fault>) {
+        let mut at = 0;
+        while at < bytes.len() && self.state != ChunkState::Last {
+            if self.state == ChunkState::Data {
+                let passed = at_most(self.left, bytes.len() - at);
+                self.left -= passed as u64;
+                at += passed;
+                if self.left == 0 {
+                    self.state = ChunkState::DataCr;
+                }
+                continue;
+            }
+            match self.next(bytes[at]) {
+                Ok(state) => self.state = state,
+                Err(fault) => return (at, Some(fault)),
+            }
+            at += 1;
+        }
+        (at, None)
+    }
+
+    /// Reads one byte that is not data.
+    fn next(&mut self, byte: u8) -> Result<ChunkState, Fault> {
+        use ChunkState::{
+            Data, DataCr, DataLf, Escaped, Last, Name, NameStart, Quoted, QuotedEnd, Size, SizeLf, Value, ValueStart,
+        };
+        let next = match (self.state, byte) {
+            (Size, b'\r') if self.digits > 0 => SizeLf,
+            (Size, b';') if self.digits > 0 => NameStart,
+            (Size, b'\n') => return Err(Fault::BareLf),
+            (Size, _) => return self.size_digit(byte),
+            (SizeLf, b'\n') => {
+                self.digits = 0;
+                if self.left == 0 { Last } else { Data }
+            }
+            (SizeLf, _) => return Err(Fault::BareCr),
+            (DataCr, b'\r') => DataLf,
+            (DataLf, b'\n') => Size,
+            // `advance` passes no byte in the states Data and Last.
+            (DataCr | DataLf | Data | Last, _) => return Err(Fault::ChunkEnd),
+            // From here on extensions: *( ";" name [ "=" ( token / quoted-string ) ] ), and no white
+            // space between, which RFC 9112 7.1.1 allows only for the sake of old recipients.
+            (_, b'\n') => return Err(Fault::BareLf),
+            (Name | Value | QuotedEnd, b'\r') => SizeLf,
+            (Name | Value | QuotedEnd, b';') => NameStart,
+            (Name, b'=') => ValueStart,
+            (ValueStart, b'"') => Quoted,
+            (NameStart | Name, _) if is_token(byte) => Name,
+            (ValueStart | Value, _) if is_token(byte) => Value,
+            (Quoted, b'"') => QuotedEnd,
+            (Quoted, b'\\') => Escaped,
+            (Quoted | Escaped, b'\t' | b' '..=b'~' | 0x80..) => Quoted,
+            (NameStart | Name | ValueStart | Value | Quoted | Escaped | QuotedEnd, _) => {
+                return Err(Fault::ChunkExtension);
+            }
+        };
+        let is_extension = self.state != Size && !matches!(self.state, SizeLf | DataCr | DataLf);
+        if is_extension || next == NameStart {
+            self.extensions += 1;
+            if self.extensions > Self::MAX_EXTENSIONS {
+                return Err(Fault::ChunkExtensionsTooLong);
+            }
+        }
+        Ok(next)
+    }
+
+    /// RFC 9112 7.1: `1*HEXDIG`; 16 digits always fit 64 bits, so that nothing can overflow.
+    fn size_digit(&mut self, byte: u8) -> Result<ChunkState, Fault> {
+        let digit = char::from(byte).to_digit(16).filter(|_| self.digits < 16).ok_or(Fault::ChunkSize)?;
+        self.digits += 1;
+        self.left = self.left << 4 | u64::from(digit);
+        Ok(ChunkState::Size)
+    }
+}
+
+/// The trailer section of one body (RFC 9112 7.1.2), with the last empty line.
+#[derive(Clone, Debug, Default)]
+struct Trailers {
+    lines: Lines,
+    fields: usize,
+}
+
+impl Trailers {
+    /// Bytes with the last empty line, our choice; below hyper's own 16 KiB.
+    const MAX_BYTES: usize = 8 << 10;
+    /// Fields, our choice.
+    const MAX_FIELDS: usize = 32;
+
+    /// Reads on. Returns the length of the section when it is complete, else 0.
+    fn advance(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+        let window = &bytes[..bytes.len().min(Self::MAX_BYTES)];
+        while let Some(line) = self.lines.next(window)? {
+            if line.is_empty() {
+                return Ok(self.lines.position());
+            }
+            self.fields += 1;
+            if self.fields > Self::MAX_FIELDS {
+                return Err(Fault::TrailersTooLarge);
+            }
+            let (name, _) = split_field(line)?;
+            if !may_be_trailer(name) {
+                return Err(Fault::TrailerName);
+            }
+        }
+        if bytes.len() < Self::MAX_BYTES { Ok(0) } else { Err(Fault::TrailersTooLarge) }
+    }
+}
+
+/// RFC 9110 6.5.1: no field of framing, routing, request control, authentication or content form; and,
+/// our choice, no name by which proxies tell each other whom they serve.
+fn may_be_trailer(name: &[u8]) -> bool {
+    const NEVER: [&[u8]; 23] = [
+        b"authorization",
+        b"cache-control",
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"keep-alive",
+        b"max-forwards",
+        b"origin",
+        b"pragma",
+        b"range",
+        b"set-cookie",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"via",
+        b"x-real-ip",
+    ];
+    const NEVER_BEGINS: [&[u8]; 4] = [b"if-", b"proxy-", b"sec-", b"x-forwarded-"];
+    !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+        && !NEVER_BEGINS.iter().any(|never| head::starts_with(name, never))
+}
+
+#[cfg(test)]
+#[allow(clippy::panic, reason = "a test fails by panicking")]
+pub(crate) mod tests;

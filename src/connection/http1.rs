@@ -1,0 +1,168 @@
+//! HTTP/1.1 (RFC 9112) on one connection: the head gate below, hyper above it.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
+use super::socket::SendLimit;
+use super::{Bounds, Ending};
+use crate::drain::Phase;
+use crate::forward::tunnel::{Duplex, End};
+use crate::policy::headers;
+use crate::refusal::{self, Refusal};
+use crate::request::{self, Carrier, Connection, Parts};
+
+/// Our choice: bulk moves in large pieces, and a slow reader holds no more than this.
+const READ_BUFFER: usize = 64 << 10;
+
+/// Serves one connection to its end.
+pub async fn serve<S>(
+    parts: Rc<Parts>,
+    connection: Rc<Connection>,
+    stream: S,
+    bounds: Bounds,
+    accepted: Instant,
+    send_limit: SendLimit,
+) -> Ending
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let drain = parts.drain.clone();
+    let deadlines =
+        Deadlines { head: bounds.head, keep_alive: bounds.keep_alive, first: (accepted + bounds.head).into() };
+    let limits = Limits { bytes: bounds.head_bytes, fields: bounds.head_fields };
+    let (gate, handle) = HeadGate::new(stream, deadlines, limits, raw_answer);
+    let carrier: Rc<dyn Carrier> =
+        Rc::new(Http1::<S> { handle: handle.clone(), exchange: RefCell::default(), send_limit, stream: PhantomData });
+    let service = service_fn(move |request: Request<Incoming>| {
+        let served = request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request);
+        async move { Ok::<_, Infallible>(served.await) }
+    });
+    let mut builder = http1::Builder::new();
+    // The gate holds the deadlines of heads; hyper's own would be one for head and keep-alive together.
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_header_size(bounds.head_bytes.max(MIN_HEAD_BUFFER))
+        .max_buf_size(READ_BUFFER.max(bounds.head_bytes));
+    if bounds.head_fields > DEFAULT_FIELDS {
+        builder.max_headers(bounds.head_fields);
+    }
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(gate), service).with_upgrades());
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut is_told = false;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut serving => break ended,
+            () = &mut draining, if !is_told => {
+                is_told = true;
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    ending(ended, &handle)
+}
+
+/// hyper keeps this many fields without an allocation.
+const DEFAULT_FIELDS: usize = 100;
+
+/// hyper refuses a smaller buffer.
+const MIN_HEAD_BUFFER: usize = 8 << 10;
+
+fn ending(ended: hyper::Result<()>, handle: &GateHandle) -> Ending {
+    let bytes_in = handle.bytes_read();
+    if let Some(fault) = handle.fault() {
+        let kind = match fault {
+            Fault::HeadTimeout | Fault::Silent => "timeout",
+            Fault::Idle => "idle",
+            _ => "http",
+        };
+        let request = handle.answer_id().map_or(String::new(), |id| format!(", request {id}"));
+        let why = format!("{fault} [{}{request}]", fault.code());
+        return Ending { kind, why, bytes_in, is_fault: kind == "http" };
+    }
+    let why = match ended {
+        Ok(()) => "the client closed it before a request".into(),
+        Err(error) => error.to_string(),
+    };
+    Ending { kind: "closed", why, bytes_in, is_fault: false }
+}
+
+/// The answer to a head that never became a request, under an ID that the record names too.
+fn raw_answer(fault: Fault) -> (RequestId, Bytes) {
+    let id = headers::request_id(&HeaderMap::new(), false);
+    let id = id.to_str().unwrap_or_default();
+    (id.into(), refusal::raw_answer(fault.status(), fault.code(), fault.words(), id))
+}
+
+/// HTTP/1.1 as the carrier of requests: one at a time.
+struct Http1<S> {
+    handle: GateHandle,
+    /// While it is there, the gate holds the next message back.
+    exchange: RefCell<Option<head_gate::Exchange>>,
+    send_limit: SendLimit,
+    stream: PhantomData<fn(S)>,
+}
+
+impl<S> Carrier for Http1<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    fn version(&self) -> Version {
+        Version::HTTP_11
+    }
+
+    fn head_time(&self) -> Duration {
+        self.handle.head().took
+    }
+
+    fn begun(&self) {
+        *self.exchange.borrow_mut() = Some(self.handle.exchange());
+    }
+
+    fn ended(&self) {
+        *self.exchange.borrow_mut() = None;
+    }
+
+    fn upgrade_granted(&self) {
+        self.handle.upgraded();
+    }
+
+    fn body_fault(&self) -> Option<Refusal> {
+        let fault = self.handle.body_fault()?;
+        Some(Refusal::Malformed { status: fault.status(), code: fault.code(), why: fault.words() })
+    }
+
+    fn limit_send(&self, limit: Duration) {
+        self.send_limit.set(limit);
+    }
+
+    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {
+        match upgraded.downcast::<TokioIo<HeadGate<S>>>() {
+            Ok(parts) => {
+                // hyper's and the gate's buffers are dropped; what they had read goes first.
+                let (stream, held) = parts.io.into_inner().into_parts();
+                let early = match (parts.read_buf.is_empty(), held.is_empty()) {
+                    (_, true) => parts.read_buf,
+                    (true, false) => held,
+                    (false, false) => BytesMut::from_iter(parts.read_buf.into_iter().chain(held)).freeze(),
+                };
+                End { io: Box::new(stream), early }
+            }
+            Err(upgraded) => End { io: Box::new(TokioIo::new(upgraded)), early: Bytes::new() },
+        }
+    }
+}

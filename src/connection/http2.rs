@@ -1,0 +1,221 @@
+//! HTTP/2 (RFC 9113) on one connection, with extended CONNECT for WebSockets (RFC 8441).
+//!
+//! hyper and h2 own the protocol; here are its limits, the idle limit that they lack, and the drain.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep_until};
+
+use super::socket::SendLimit;
+use super::{Bounds, Ending};
+use crate::drain::Phase;
+use crate::forward::tunnel::{Duplex, End};
+use crate::refusal::Refusal;
+use crate::request::{self, Carrier, Connection, Parts};
+
+/// RFC 9113 6.5.2 recommends at least 100; what browsers and nginx's default expect.
+const MAX_STREAMS: u32 = 100;
+
+/// Our choice: detects a dead peer within a minute, and keeps middleboxes awake.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Our choice: enough for a fast upload on a long line, bounded for a hundred streams.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Our choice: an idle peer that does not answer our GOAWAY is closed after this.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Serves one connection to its end.
+pub async fn serve<S>(
+    parts: Rc<Parts>,
+    connection: Rc<Connection>,
+    stream: S,
+    bounds: Bounds,
+    send_limit: SendLimit,
+) -> Ending
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let drain = parts.drain.clone();
+    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()) });
+    let carrier: Rc<dyn Carrier> = Rc::new(Http2 { activity: Rc::clone(&activity), send_limit });
+    let for_requests = Rc::clone(&connection);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let served = request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::clone(&carrier), request);
+        async move { Ok::<_, Infallible>(served.await) }
+    });
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(64 << 10)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut is_told = false;
+    let mut goodbye_until = None;
+    loop {
+        let idle_limit = if connection.requests.get() == 0 { bounds.head } else { bounds.keep_alive };
+        let idle_until = goodbye_until.unwrap_or(activity.last.get() + idle_limit);
+        tokio::select! {
+            ended = &mut serving => return ending(ended),
+            () = &mut draining, if !is_told => {
+                is_told = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = sleep_until(idle_until), if activity.open.get() == 0 => {
+                if goodbye_until.is_some_and(|until| until <= Instant::now()) {
+                    return Ending { kind: "idle", why: "no request for too long".into(), bytes_in: 0, is_fault: false };
+                }
+                if goodbye_until.is_none() && activity.open.get() == 0 && activity.last.get() + idle_limit <= Instant::now() {
+                    goodbye_until = Some(Instant::now() + GOODBYE);
+                    serving.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+fn ending(ended: hyper::Result<()>) -> Ending {
+    match ended {
+        Ok(()) => {
+            Ending { kind: "closed", why: "the client closed it before a request".into(), bytes_in: 0, is_fault: false }
+        }
+        Err(error) if error.is_timeout() => {
+            Ending { kind: "timeout", why: "the client did not answer a ping".into(), bytes_in: 0, is_fault: false }
+        }
+        Err(error) => {
+            // A reset by the client is everyday; a broken protocol is worth a record.
+            let is_fault = std::error::Error::source(&error)
+                .and_then(|source| source.downcast_ref::<h2::Error>())
+                .is_some_and(|error| error.is_go_away() && error.is_library());
+            Ending { kind: "http", why: format!("HTTP/2: {error}"), bytes_in: 0, is_fault }
+        }
+    }
+}
+
+/// Open streams and tunnels, and when the last one ended.
+#[derive(Debug)]
+struct Activity {
+    open: Cell<usize>,
+    last: Cell<Instant>,
+}
+
+impl Activity {
+    fn leave(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.last.set(Instant::now());
+    }
+
+    fn enter(&self) {
+        self.open.set(self.open.get() + 1);
+    }
+}
+
+/// HTTP/2 as the carrier of requests.
+#[derive(Debug)]
+struct Http2 {
+    activity: Rc<Activity>,
+    send_limit: SendLimit,
+}
+
+impl Carrier for Http2 {
+    fn version(&self) -> Version {
+        Version::HTTP_2
+    }
+
+    fn head_time(&self) -> Duration {
+        // h2 hands out whole header blocks and does not say when the first byte came.
+        Duration::ZERO
+    }
+
+    fn begun(&self) {
+        self.activity.enter();
+    }
+
+    fn ended(&self) {
+        self.activity.leave();
+    }
+
+    fn upgrade_granted(&self) {}
+
+    fn body_fault(&self) -> Option<Refusal> {
+        None
+    }
+
+    fn limit_send(&self, limit: Duration) {
+        self.send_limit.set(limit);
+    }
+
+    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {
+        self.activity.enter();
+        let stream = OpenStream { io: TokioIo::new(upgraded), activity: Rc::clone(&self.activity) };
+        End { io: Box::new(stream), early: Bytes::new() }
+    }
+}
+
+/// A tunnel's stream: while it is open, the connection is not idle.
+struct OpenStream {
+    io: TokioIo<Upgraded>,
+    activity: Rc<Activity>,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.activity.leave();
+    }
+}
+
+impl AsyncRead for OpenStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for OpenStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Runs streams on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

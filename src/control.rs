@@ -1,0 +1,214 @@
+//! Control: the process from outside. Signals come in; the service manager is told (sd_notify(3)).
+//!
+//! HUP reload, TERM and INT drain, a second one stops at once, USR1 reopen log files. What is done
+//! about each is `server`'s business. All of this runs on a small runtime of its own, so that a
+//! reload never waits for a worker and no request for a reload.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use crate::listen::bind::Adopted;
+use crate::server::{Cut, Log, Machine, Server, Source, StartError};
+
+/// Runs the edge until it is told to stop. Call it before any thread exists.
+///
+/// `Ok` means that everything ended as it should, even if tunnels were told to go (exit 0). A second
+/// signal that cut open work is an error (exit 1): whoever asked for it should see that it happened.
+///
+/// # Errors
+/// When the edge cannot start, when a worker dies, or when a second signal cut open work.
+pub fn run(source: Source) -> Result<(), StartError> {
+    // First of all: descriptors 3 and up are the service manager's, and the environment that names
+    // them can be changed only while there is one thread.
+    let adopted = Adopted::from_env().map_err(StartError::Adopt)?;
+    let machine = Machine { adopted, descriptors: raise_file_limit() };
+    let log = Log::start();
+    let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
+    let runtime = runtime.map_err(|source| StartError::System { what: "a runtime", source })?;
+    let outcome = runtime.block_on(live(source, machine, log));
+    // Not a plain drop: a file that does not answer must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// From start to end.
+async fn live(source: Source, machine: Machine, log: Log) -> Result<(), StartError> {
+    let signals = Signals::new().map_err(|source| StartError::System { what: "signal handlers", source });
+    let mut signals = signals?;
+    let mut server = tokio::select! {
+        started = Server::start(source, machine, log) => started?,
+        // Nothing serves yet, so there is nothing to end.
+        _ = signals.terminate.recv() => return Ok(()),
+        _ = signals.interrupt.recv() => return Ok(()),
+    };
+    tell(&[NotifyState::Ready, NotifyState::Status(&server.status())]);
+    let mut watchdog = Watchdog::new();
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop => break,
+                Asked::Reload => reload(&mut server).await,
+                Asked::Reopen => server.reopen_logs(),
+                Asked::Handover => {
+                    tracing::warn!(event = "signal", "SIGUSR2 means nothing here: sockets are handed over by the service manager");
+                }
+            },
+            () = watchdog.due() => watchdog.feed(&server).await,
+            fault = server.worker_ended() => {
+                tracing::error!(event = "worker_died", "{fault}");
+                let cut = server.unfinished();
+                server.stop(cut).await;
+                return Err(fault);
+            }
+        }
+    }
+    end(server, &mut signals).await
+}
+
+/// A reload, as the service manager wants to see it (`Type=notify-reload`): it waits for READY, and
+/// a reload that failed is over, too. Only the status says that it failed.
+async fn reload(server: &mut Server) {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "no monotonic clock"),
+    }
+    let status = match server.reload().await {
+        Ok(()) => server.status(),
+        Err(fault) => format!("reload failed, nothing changed: {fault}; {}", server.status()),
+    };
+    tell(&[NotifyState::Ready, NotifyState::Status(&status.replace('\n', " "))]);
+}
+
+/// The way to the end: in order, or at once after a second signal.
+async fn end(mut server: Server, signals: &mut Signals) -> Result<(), StartError> {
+    let patience = server.patience();
+    let usec = u32::try_from(patience.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(usec), NotifyState::Status("draining")]);
+    let mut watchdog = Watchdog::new();
+    let drained = async {
+        tokio::select! {
+            cut = server.drain() => Some(cut),
+            () = signals.stop() => None,
+            // The workers were alive when the drain began, and the drain has its own end.
+            () = watchdog.feed_blindly() => None,
+        }
+    };
+    let drained = drained.await;
+    let Cut { requests, tunnels } = drained.unwrap_or_else(|| server.unfinished());
+    server.stop(Cut { requests, tunnels }).await;
+    match drained {
+        None if requests + tunnels > 0 => Err(StartError::Cut { requests, tunnels }),
+        None | Some(_) => Ok(()),
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(event = "notify", %error, "cannot tell the service manager");
+    }
+}
+
+/// The signals that mean something.
+struct Signals {
+    reload: Signal,
+    reopen: Signal,
+    handover: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on none of them ends the process by itself.
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            // Unhandled, it would end the process.
+            handover: signal(SignalKind::user_defined2())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next one. Cancel safe.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.reload.recv() => Asked::Reload,
+            _ = self.reopen.recv() => Asked::Reopen,
+            _ = self.handover.recv() => Asked::Handover,
+        }
+    }
+
+    /// The next one that asks for an end; the others mean nothing on the way there.
+    async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Reload,
+    Reopen,
+    Handover,
+}
+
+/// Keeps the service manager's watchdog content, as long as every worker answers.
+struct Watchdog(Option<Interval>);
+
+impl Watchdog {
+    /// Follows `WatchdogSec=`, if the service manager has set it.
+    fn new() -> Self {
+        let period = sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|period| !period.is_zero());
+        Self(period.map(|period| {
+            let mut ticks = interval_at(Instant::now() + period, period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        }))
+    }
+
+    /// Resolves each half of the watchdog's limit; never without one.
+    async fn due(&mut self) {
+        match &mut self.0 {
+            Some(ticks) => drop(ticks.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Says that we are alive if that is so. A worker that is stuck is thus seen by the service
+    /// manager, which starts us anew.
+    async fn feed(&self, server: &Server) {
+        let within = self.0.as_ref().map_or(Duration::from_secs(1), |ticks| ticks.period() / 2);
+        if server.is_alive(within).await {
+            tell(&[NotifyState::Watchdog, NotifyState::Status(&server.status())]);
+        }
+    }
+
+    /// Says that we are alive, for ever.
+    async fn feed_blindly(&mut self) {
+        loop {
+            self.due().await;
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// Raises the limit of open files as far as it may go, and says where it is then.
+fn raise_file_limit() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return USUAL_FILE_LIMIT };
+    let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX)
+}
+
+/// What systems give a process that did not ask.
+const USUAL_FILE_LIMIT: usize = 1024;

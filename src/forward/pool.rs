@@ -1,0 +1,141 @@
+//! Idle connections to endpoints, and how much is in flight at each. One pool a worker: no lock.
+//!
+//! Keyed by the endpoint's identity (address *and* TLS), so that connections outlive a reload that
+//! did not touch the endpoint, and never serve another identity.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::connect::Link;
+use crate::site::SiteTable;
+use crate::site::route::Action;
+use crate::site::upstream::{Endpoint, EndpointId};
+
+/// The live state of every endpoint that this worker has used.
+#[derive(Debug, Default)]
+pub struct Pool {
+    endpoints: RefCell<HashMap<EndpointId, Rc<Live>>>,
+}
+
+/// The live state of one endpoint.
+#[derive(Debug, Default)]
+pub struct Live {
+    idle: RefCell<Vec<Idle>>,
+    in_flight: Cell<usize>,
+    /// Set after a connection failed: others are preferred until then.
+    avoided_until: Cell<Option<Instant>>,
+    /// TLS towards it, built at the first connection.
+    pub tls: OnceCell<Arc<rustls::ClientConfig>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    link: Link,
+    since: Instant,
+}
+
+/// Counts one request or tunnel at an endpoint until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(Rc<Live>);
+
+impl Pool {
+    /// The live state of an endpoint.
+    pub fn live(&self, endpoint: &Endpoint) -> Rc<Live> {
+        if let Some(live) = self.endpoints.borrow().get(&endpoint.identity) {
+            return Rc::clone(live);
+        }
+        let live = Rc::new(Live::default());
+        self.endpoints.borrow_mut().insert(endpoint.identity, Rc::clone(&live));
+        live
+    }
+
+    /// Drops the idle connections of endpoints that no site names any more, and those too old.
+    pub fn sweep(&self, table: &SiteTable) {
+        let routes = table.sites().iter().flat_map(|site| site.routes.iter());
+        let forwards = routes.filter_map(|route| match &route.action {
+            Action::Forward(forward) => Some(&forward.upstream),
+            Action::Redirect(_) | Action::Respond(_) => None,
+        });
+        let used: HashMap<_, _> = forwards
+            .flat_map(|upstream| &upstream.endpoints)
+            .map(|endpoint| (endpoint.identity, endpoint.keep_alive))
+            .collect();
+        self.endpoints.borrow_mut().retain(|identity, live| match used.get(identity) {
+            Some(keep_alive) => {
+                live.idle
+                    .borrow_mut()
+                    .retain(|idle| idle.since.elapsed() < *keep_alive && !idle.link.sender.is_closed());
+                true
+            }
+            None => {
+                live.idle.borrow_mut().clear();
+                live.in_flight.get() > 0
+            }
+        });
+    }
+}
+
+impl Live {
+    /// An idle connection that is young enough and still open: the youngest, so that the rest can age out.
+    pub fn take(&self, endpoint: &Endpoint) -> Option<Link> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle { link, since }) = idle.pop() {
+            if since.elapsed() >= endpoint.keep_alive {
+                // All others are older still.
+                idle.clear();
+                return None;
+            }
+            if !link.sender.is_closed() {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose request and response are both complete.
+    pub fn give_back(&self, link: Link, max_idle: usize) {
+        let mut idle = self.idle.borrow_mut();
+        if link.sender.is_closed() || max_idle == 0 {
+            return;
+        }
+        if idle.len() >= max_idle {
+            idle.remove(0);
+        }
+        idle.push(Idle { link, since: Instant::now() });
+    }
+
+    /// Requests and tunnels of this worker at the endpoint.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Counts one more.
+    pub fn enter(self: &Rc<Self>) -> InFlight {
+        self.in_flight.set(self.in_flight.get() + 1);
+        InFlight(Rc::clone(self))
+    }
+
+    /// Notes that the endpoint could not be reached.
+    pub fn avoid(&self) {
+        self.avoided_until.set(Some(Instant::now() + AVOIDED));
+    }
+
+    /// Whether the endpoint could not be reached a moment ago.
+    pub fn is_avoided(&self) -> bool {
+        self.avoided_until.get().is_some_and(|until| until > Instant::now())
+    }
+}
+
+/// Our choice: long enough that a dead endpoint does not cost each request a connection attempt,
+/// short enough that its return is used at once.
+const AVOIDED: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
+    }
+}

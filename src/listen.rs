@@ -1,0 +1,341 @@
+//! Listening: accept connections on one worker, and hand each to `connection` as a task of its own.
+//!
+//! The accept loop never ends by itself. What it cannot serve it closes at once, with a record: a
+//! client that is refused quickly can try again or elsewhere, one that hangs in a queue cannot.
+
+pub mod bind;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use nix::errno::Errno;
+use socket2::SockRef;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+use tokio::task::{coop, spawn_local};
+
+use crate::access_log::ConnectionRecord;
+use crate::addr::{ListenAddr, PeerAddr};
+use crate::connection::socket::Socket;
+use crate::connection::{self, Accepted, Shared};
+use crate::drain::Work;
+use crate::site::Role;
+use bind::Bound;
+
+/// What all accept loops of the process share.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<GateState>);
+
+/// See `Gate`.
+#[derive(Debug, Default)]
+struct GateState {
+    limit: AtomicUsize,
+    refused: AtomicU64,
+    panics: AtomicU64,
+}
+
+impl Gate {
+    /// A gate that lets this many connections and tunnels be open at once.
+    pub fn new(limit: usize) -> Self {
+        let gate = Self::default();
+        gate.set_limit(limit);
+        gate
+    }
+
+    /// Changes the limit; what is open stays.
+    pub fn set_limit(&self, limit: usize) {
+        self.0.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> usize {
+        self.0.limit.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed here because of the limit or for lack of descriptors.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    /// Connections that ended by a fault of ours.
+    pub fn panics(&self) -> u64 {
+        self.0.panics.load(Ordering::Relaxed)
+    }
+}
+
+/// One listening socket of one worker, and what it is for.
+pub struct Door {
+    socket: RefCell<Option<Listening>>,
+    role: RefCell<Arc<Role>>,
+    is_adopted: bool,
+    close: Notify,
+    gate: Gate,
+    spare: RefCell<Option<File>>,
+    complained: Cell<Option<Instant>>,
+}
+
+/// A listening socket that the runtime watches.
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A socket just accepted, with the peer that the system names.
+type Arrival = (Socket, PeerAddr);
+
+impl Door {
+    /// Puts a socket into the present runtime.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    pub fn new(socket: Bound, role: Arc<Role>, is_adopted: bool, gate: Gate) -> io::Result<Self> {
+        let socket = match socket {
+            Bound::Tcp(listener) => Listening::Tcp(TcpListener::from_std(listener)?),
+            Bound::Unix(listener) => Listening::Unix(UnixListener::from_std(listener)?),
+        };
+        Ok(Self {
+            socket: RefCell::new(Some(socket)),
+            role: RefCell::new(role),
+            is_adopted,
+            close: Notify::new(),
+            gate,
+            spare: RefCell::new(spare_descriptor()),
+            complained: Cell::new(None),
+        })
+    }
+
+    /// Changes what the door is for: connections accepted from now on have the new role.
+    pub fn set_role(&self, role: Arc<Role>) {
+        *self.role.borrow_mut() = role;
+    }
+
+    /// Makes `serve` accept what waits in the queue, close the socket and return.
+    pub fn close(&self) {
+        self.close.notify_one();
+    }
+
+    /// Accepts until `close` is called.
+    pub async fn serve(self: Rc<Self>, shared: Rc<Shared>) {
+        let Some(socket) = self.socket.take() else { return };
+        loop {
+            let accepting = AssertUnwindSafe(self.accept(&socket, &shared)).catch_unwind();
+            let failed = tokio::select! {
+                biased;
+                () = self.close.notified() => break,
+                failed = accepting => failed,
+            };
+            // A fault of ours in one admission must not leave a socket that nobody accepts on.
+            let Err(panic) = failed;
+            tracing::error!(event = "panic", why = panic_text(&*panic), "the accept loop failed and goes on");
+        }
+        self.empty(socket, &shared);
+    }
+
+    /// Accepts for ever.
+    async fn accept(&self, socket: &Listening, shared: &Rc<Shared>) -> std::convert::Infallible {
+        loop {
+            match socket.accept().await {
+                Ok(arrival) => self.admit(arrival, shared),
+                Err(error) => {
+                    if let Some(pause) = self.after(&error, socket, shared) {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What to do after an error of accept: how long to wait, if at all.
+    fn after(&self, error: &io::Error, socket: &Listening, shared: &Rc<Shared>) -> Option<Duration> {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+                self.complain(error, "cannot accept connections: raise LimitNOFILE, or lower process.max_connections");
+                let has_shed = self.shed(socket, shared);
+                (!has_shed).then_some(EXHAUSTED_PAUSE)
+            }
+            // accept(2): errors of the connection itself are handed over by accept; the next one
+            // may be fine. A firewall's refusal is EPERM.
+            Some(
+                Errno::ECONNABORTED
+                | Errno::ECONNRESET
+                | Errno::EINTR
+                | Errno::EPERM
+                | Errno::EPROTO
+                | Errno::ENOPROTOOPT
+                | Errno::ENETDOWN
+                | Errno::ENETUNREACH
+                | Errno::EHOSTDOWN
+                | Errno::EHOSTUNREACH
+                | Errno::ETIMEDOUT,
+            ) => None,
+            _ => {
+                self.complain(error, "cannot accept connections");
+                Some(EXHAUSTED_PAUSE)
+            }
+        }
+    }
+
+    /// Without descriptors a client would hang in the queue and the loop would spin on the error.
+    /// The spare one is given up, so that the next client can be accepted and reset at once.
+    fn shed(&self, socket: &Listening, shared: &Rc<Shared>) -> bool {
+        drop(self.spare.take());
+        let arrival = coop::unconstrained(socket.accept()).now_or_never();
+        let has_shed = match arrival {
+            Some(Ok(arrival)) => {
+                self.refuse(arrival, "no file descriptor is free", shared);
+                true
+            }
+            Some(Err(_)) | None => false,
+        };
+        let spare = spare_descriptor();
+        let has_spare = spare.is_some();
+        *self.spare.borrow_mut() = spare;
+        has_shed && has_spare
+    }
+
+    /// Serves a connection, or closes it when too many are open.
+    fn admit(&self, arrival: Arrival, shared: &Rc<Shared>) {
+        // A connection that became a tunnel counts as a tunnel only; both hold descriptors.
+        let open = shared.parts.drain.count(Work::Connection) + shared.parts.drain.count(Work::Tunnel);
+        if open >= self.gate.limit() {
+            let limit = self.gate.limit();
+            self.complain(
+                &format_args!("{open} are open"),
+                "connections are refused: process.max_connections is reached",
+            );
+            return self.refuse(arrival, &format!("more than {limit} connections"), shared);
+        }
+        let (socket, peer) = arrival;
+        let role = self.role.borrow().clone();
+        let local = local_address(&socket, &role);
+        let at = Instant::now();
+        let guard = shared.parts.drain.guard(Work::Connection);
+        let accepted = Accepted { socket, peer, local, role: role.clone(), at, guard };
+        let (shared, gate) = (shared.clone(), self.gate.clone());
+        spawn_local(async move {
+            let serving = AssertUnwindSafe(connection::serve(shared.clone(), accepted)).catch_unwind();
+            if let Err(panic) = serving.await {
+                gate.0.panics.fetch_add(1, Ordering::Relaxed);
+                record(&shared, &role, peer, "panic", &panic_text(&*panic), at);
+            }
+        });
+    }
+
+    /// Closes a connection at once, by a reset: nothing of it stays here, not even TIME_WAIT.
+    fn refuse(&self, (socket, peer): Arrival, why: &str, shared: &Rc<Shared>) {
+        if let Socket::Tcp(stream) = &socket {
+            // A socket that is already gone needs no reset.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+        self.gate.0.refused.fetch_add(1, Ordering::Relaxed);
+        drop(socket);
+        record(shared, &self.role.borrow(), peer, "refused", why, Instant::now());
+    }
+
+    /// Accepts what the system has queued, then closes the socket: those clients were told that
+    /// they are connected.
+    fn empty(&self, socket: Listening, shared: &Rc<Shared>) {
+        if self.is_adopted {
+            // The queue lives on with the service manager; whoever takes the socket next serves it.
+            return;
+        }
+        // Straight from the system: the runtime may not have noticed the latest ones yet.
+        match socket {
+            Listening::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return };
+                while let Ok((stream, peer)) = listener.accept() {
+                    let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
+                    if let Ok(stream) = stream {
+                        self.admit((Socket::Tcp(stream), PeerAddr::from_socket(peer)), shared);
+                    }
+                }
+            }
+            Listening::Unix(listener) => {
+                let Ok(listener) = listener.into_std() else { return };
+                while let Ok((stream, _)) = listener.accept() {
+                    let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
+                    if let Ok(stream) = stream {
+                        self.admit((Socket::Unix(stream), PeerAddr::Unix), shared);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says what is wrong, at most once in ten seconds.
+    fn complain(&self, detail: &dyn std::fmt::Display, what: &str) {
+        let now = Instant::now();
+        if self.complained.get().is_some_and(|at| now - at < COMPLAINT_INTERVAL) {
+            return;
+        }
+        self.complained.set(Some(now));
+        let address = &self.role.borrow().address;
+        let refused = self.gate.refused();
+        tracing::warn!(event = "accept", %address, %detail, refused, "{what}");
+    }
+}
+
+/// Long enough not to spin, short enough that service is back within a second.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// See `Door::complain`.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Listening {
+    /// The next connection.
+    async fn accept(&self) -> io::Result<Arrival> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Socket::Tcp(stream), PeerAddr::from_socket(peer)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Socket::Unix(stream), PeerAddr::Unix))
+            }
+        }
+    }
+}
+
+/// A descriptor to give up when there are no others.
+fn spare_descriptor() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Where the client connected to. A listener on one address knows it; a wildcard one must ask.
+fn local_address(socket: &Socket, role: &Role) -> Option<SocketAddr> {
+    match (socket, &role.address) {
+        (Socket::Tcp(_), ListenAddr::Tcp(address)) if !address.ip().is_unspecified() => Some(*address),
+        (Socket::Tcp(stream), _) => stream.local_addr().ok(),
+        (Socket::Unix(_), _) => None,
+    }
+}
+
+/// Leaves the record of a connection that was never a request.
+fn record(shared: &Shared, role: &Role, peer: PeerAddr, ended: &str, why: &str, at: Instant) {
+    shared.parts.log.connection(&ConnectionRecord {
+        peer,
+        listener: &role.address.to_string(),
+        ended,
+        why,
+        sni: None,
+        alpn: None,
+        lasted: at.elapsed(),
+        bytes_in: 0,
+    });
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}

@@ -1,0 +1,539 @@
+//! Refusals: every answer that the edge makes itself.
+//!
+//! One table gives each its status, its stable code, the RFC 9209 error type and its words. The
+//! client gets status, code, words and request ID; causes go to the log, and to clients on this
+//! machine or a private network only. What an endpoint answered is never rewritten here.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+
+use crate::body::Body;
+
+/// `Proxy-Status` (RFC 9209).
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// `X-Request-Id`.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Why the edge answers itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The head or the framing of a request is malformed or ambiguous; the code says how.
+    Malformed {
+        /// The status, 4xx or 501 or 505.
+        status: StatusCode,
+        /// A stable code of its own.
+        code: &'static str,
+        /// What is wrong, in plain words.
+        why: &'static str,
+    },
+    /// `Host` is missing, malformed, or differs from the target.
+    BadHost,
+    /// A path that could mean another one to the endpoint, on a site with rules on paths.
+    AmbiguousPath,
+    /// `Sec-WebSocket-Key` is missing or malformed.
+    BadWebSocketKey,
+    /// `Sec-WebSocket-Version` is not 13.
+    BadWebSocketVersion,
+    /// The body broke its framing.
+    BadBody,
+    /// The origin is not one of the site's.
+    Origin,
+    /// No route takes the path.
+    NoRoute,
+    /// CONNECT or TRACE.
+    Method,
+    /// The body made no progress.
+    BodyTimeout,
+    /// The body is larger than the route's limit.
+    BodyTooLarge,
+    /// No site has this name here.
+    UnknownHost,
+    /// The site has another TLS policy or name than the handshake.
+    WrongConnection,
+    /// Too many header fields, or too large.
+    HeadTooLarge,
+    /// Extended CONNECT for something else than `websocket`.
+    UnknownProtocol,
+    /// The client's address is not known, so nothing is forwarded.
+    ClientUnknown,
+    /// No room for another collected body.
+    Busy,
+    /// No endpoint could be reached.
+    Unreachable {
+        /// How it failed.
+        failure: Failure,
+        /// What was tried, for the log and for near clients.
+        detail: Box<str>,
+    },
+    /// Nothing answered for as long as requests are held.
+    Held {
+        /// What was tried.
+        detail: Box<str>,
+    },
+    /// The endpoint took the connection but not the request.
+    Failed {
+        /// How it failed.
+        failure: Failure,
+        /// What happened.
+        detail: Box<str>,
+    },
+}
+
+/// How an endpoint failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing listens there.
+    Refused,
+    /// No connection in time.
+    ConnectTimeout,
+    /// No route, or no permission.
+    Unroutable,
+    /// The name has no address.
+    Dns,
+    /// Its certificate was not accepted, or it refused ours.
+    Tls,
+    /// It closed or reset the connection before its response.
+    Closed,
+    /// Its response is malformed.
+    Protocol,
+    /// It agreed to an upgrade and did not prove it, or answered 2xx without one.
+    Upgrade,
+    /// No response head in time.
+    ResponseTimeout,
+}
+
+/// The words of one refusal.
+struct Words {
+    status: StatusCode,
+    code: &'static str,
+    /// RFC 9209 2.3.
+    proxy_error: &'static str,
+    message: &'static str,
+}
+
+const fn words(status: StatusCode, code: &'static str, proxy_error: &'static str, message: &'static str) -> Words {
+    Words { status, code, proxy_error, message }
+}
+
+const DENIED: &str = "http_request_denied";
+const BAD_REQUEST: &str = "http_request_error";
+
+impl Refusal {
+    fn words(&self) -> Words {
+        use StatusCode as S;
+        match self {
+            Self::Malformed { status, code, why } => words(*status, code, BAD_REQUEST, why),
+            Self::BadHost => words(
+                S::BAD_REQUEST,
+                "E400-host",
+                BAD_REQUEST,
+                "the host name of this request is missing, malformed or contradictory",
+            ),
+            Self::AmbiguousPath => {
+                words(S::BAD_REQUEST, "E400-path", BAD_REQUEST, "the path has an encoded separator or dot segment")
+            }
+            Self::BadWebSocketKey => words(
+                S::BAD_REQUEST,
+                "E400-websocket-key",
+                BAD_REQUEST,
+                "the WebSocket handshake has no valid Sec-WebSocket-Key",
+            ),
+            Self::BadWebSocketVersion => words(
+                S::BAD_REQUEST,
+                "E400-websocket-version",
+                BAD_REQUEST,
+                "only version 13 of WebSocket is spoken here",
+            ),
+            Self::BadBody => {
+                words(S::BAD_REQUEST, "E400-body", BAD_REQUEST, "the body of this request is malformed or broke off")
+            }
+            Self::Origin => words(S::FORBIDDEN, "E403-origin", DENIED, "this origin may not use this address"),
+            Self::NoRoute => {
+                words(S::NOT_FOUND, "E404-route", "destination_not_found", "nothing is served at this path")
+            }
+            Self::Method => words(S::METHOD_NOT_ALLOWED, "E405-method", DENIED, "this method is not allowed here"),
+            Self::BodyTimeout => words(
+                S::REQUEST_TIMEOUT,
+                "E408-body",
+                "http_request_error",
+                "the body of this request stopped arriving",
+            ),
+            Self::BodyTooLarge => {
+                words(S::PAYLOAD_TOO_LARGE, "E413-body", DENIED, "the body of this request is larger than allowed here")
+            }
+            Self::UnknownHost => {
+                words(S::MISDIRECTED_REQUEST, "E421-host", "destination_not_found", "no site has this name here")
+            }
+            Self::WrongConnection => {
+                words(S::MISDIRECTED_REQUEST, "E421-connection", DENIED, "this name needs a connection of its own")
+            }
+            Self::HeadTooLarge => words(
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "E431-headers",
+                DENIED,
+                "the headers of this request are larger or more than allowed here",
+            ),
+            Self::UnknownProtocol => {
+                words(S::NOT_IMPLEMENTED, "E501-protocol", BAD_REQUEST, "only the protocol websocket can be tunnelled")
+            }
+            Self::ClientUnknown => words(
+                S::BAD_GATEWAY,
+                "E502-client",
+                "proxy_internal_error",
+                "the address of the client is not known, so the request cannot be passed on",
+            ),
+            Self::Busy => {
+                words(S::SERVICE_UNAVAILABLE, "E503-busy", "connection_limit_reached", "too many uploads at once")
+            }
+            Self::Held { .. } => words(
+                S::SERVICE_UNAVAILABLE,
+                "E503-held",
+                "destination_unavailable",
+                "the gateway behind this address is restarting or not running",
+            ),
+            Self::Unreachable { failure, .. } | Self::Failed { failure, .. } => failure.words(),
+        }
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.words().status
+    }
+
+    /// The stable code, for logs and for people who search.
+    pub fn code(&self) -> &'static str {
+        self.words().code
+    }
+
+    /// What the client is told.
+    pub fn message(&self) -> &'static str {
+        self.words().message
+    }
+
+    /// What only the log and near clients are told.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Unreachable { detail, .. } | Self::Held { detail } | Self::Failed { detail, .. } => Some(detail),
+            _ => None,
+        }
+    }
+
+    /// Whether an HTTP/1.1 connection ends with this answer: after whatever casts doubt on the client
+    /// or leaves a body unread. Refuse, then close: nothing that follows is taken for a request.
+    fn closes(&self) -> bool {
+        match self {
+            Self::Origin | Self::NoRoute | Self::UnknownProtocol | Self::Busy | Self::ClientUnknown => false,
+            Self::Unreachable { .. } | Self::Held { .. } | Self::Failed { .. } => false,
+            Self::Malformed { .. }
+            | Self::BadHost
+            | Self::AmbiguousPath
+            | Self::BadWebSocketKey
+            | Self::BadWebSocketVersion
+            | Self::BadBody
+            | Self::Method
+            | Self::BodyTimeout
+            | Self::BodyTooLarge
+            | Self::UnknownHost
+            | Self::WrongConnection
+            | Self::HeadTooLarge => true,
+        }
+    }
+
+    /// Whether asking again soon may help, and after how many seconds.
+    fn retry_after(&self) -> Option<u32> {
+        (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(5)
+    }
+}
+
+impl Failure {
+    fn words(self) -> Words {
+        use StatusCode as S;
+        match self {
+            Self::Refused => words(
+                S::BAD_GATEWAY,
+                "E502-refused",
+                "connection_refused",
+                "the gateway behind this address is not running",
+            ),
+            Self::ConnectTimeout => words(
+                S::GATEWAY_TIMEOUT,
+                "E504-connect",
+                "connection_timeout",
+                "the gateway behind this address cannot be reached",
+            ),
+            Self::Unroutable => words(
+                S::BAD_GATEWAY,
+                "E502-unreachable",
+                "destination_ip_unroutable",
+                "the gateway behind this address cannot be reached",
+            ),
+            Self::Dns => words(
+                S::BAD_GATEWAY,
+                "E502-dns",
+                "dns_error",
+                "the name of the gateway behind this address has no address",
+            ),
+            Self::Tls => words(
+                S::BAD_GATEWAY,
+                "E502-tls",
+                "tls_certificate_error",
+                "the gateway behind this address cannot be trusted",
+            ),
+            Self::Closed => words(
+                S::BAD_GATEWAY,
+                "E502-closed",
+                "connection_terminated",
+                "the gateway behind this address closed the connection before it answered",
+            ),
+            Self::Protocol => words(
+                S::BAD_GATEWAY,
+                "E502-protocol",
+                "http_protocol_error",
+                "the gateway behind this address sent a malformed answer",
+            ),
+            Self::Upgrade => words(
+                S::BAD_GATEWAY,
+                "E502-upgrade",
+                "http_upgrade_failed",
+                "the gateway behind this address did not open the WebSocket",
+            ),
+            Self::ResponseTimeout => words(
+                S::GATEWAY_TIMEOUT,
+                "E504-response",
+                "http_response_timeout",
+                "the gateway behind this address did not answer in time",
+            ),
+        }
+    }
+}
+
+/// What an answer is made for.
+#[derive(Debug)]
+pub struct Asker<'a> {
+    /// The request's `Accept`.
+    pub headers: &'a HeaderMap,
+    /// The version of the request.
+    pub version: Version,
+    /// The request ID.
+    pub request_id: &'a HeaderValue,
+    /// Whether details of this machine may be shown.
+    pub is_near: bool,
+}
+
+/// The answer to a refused request.
+pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
+    let Words { status, code, proxy_error, message } = refusal.words();
+    let detail = refusal.detail().filter(|_| asker.is_near);
+    let id = asker.request_id.to_str().unwrap_or_default();
+    let (content_type, body) = match Form::wanted(asker.headers) {
+        Form::Html => ("text/html; charset=utf-8", html(status, code, message, detail, id)),
+        Form::Json => ("application/json", json(code, message, detail, id)),
+        Form::Text => ("text/plain; charset=utf-8", text(status, code, message, detail, id)),
+    };
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_REQUEST_ID, asker.request_id.clone());
+    if let Some(value) = proxy_status(proxy_error, detail.unwrap_or(code)) {
+        headers.insert(PROXY_STATUS, value);
+    }
+    if content_type.starts_with("text/html") {
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    }
+    if let Some(seconds) = refusal.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    // RFC 9113 8.2.2: HTTP/2 has no such field.
+    if refusal.closes() && asker.version != Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The whole HTTP/1.1 answer to a head that never became a request, as bytes on the wire.
+pub fn raw_answer(status: StatusCode, code: &str, message: &str, request_id: &str) -> Bytes {
+    let body = text(status, code, message, None, request_id);
+    let reason = status.canonical_reason().unwrap_or_default();
+    Bytes::from(format!(
+        "HTTP/1.1 {} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\ncache-control: no-store\r\n\
+         proxy-status: tidegate;error={BAD_REQUEST};details=\"{code}\"\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n{body}",
+        status.as_u16(),
+        body.len(),
+    ))
+}
+
+/// `Proxy-Status` of an answer of ours.
+fn proxy_status(error: &str, details: &str) -> Option<HeaderValue> {
+    let printable: String =
+        details.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect();
+    let details = sfv::StringRef::from_str(&printable).ok()?;
+    let mut serializer = sfv::ListSerializer::new();
+    serializer
+        .bare_item(sfv::token_ref("tidegate"))
+        .parameter(sfv::key_ref("error"), sfv::TokenRef::from_str(error).ok()?)
+        .parameter(sfv::key_ref("details"), details);
+    HeaderValue::from_str(&serializer.finish()?).ok()
+}
+
+/// `Proxy-Status` of an answer that came from the endpoint: nobody shall take it for ours.
+pub fn received_status(status: StatusCode) -> HeaderValue {
+    let mut value = String::with_capacity(32);
+    // Writing into a String cannot fail.
+    let _ = write!(value, "tidegate;received-status={}", status.as_u16());
+    HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("tidegate"))
+}
+
+/// The form in which a client reads best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Html,
+    Json,
+    Text,
+}
+
+impl Form {
+    /// The form with the highest weight in `Accept`, the first among equals (RFC 9110 12.5.1). A
+    /// range with a `*` does not ask for a form: plain text suits it, and curl.
+    fn wanted(headers: &HeaderMap) -> Self {
+        let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let mut best = (0.0, Self::Text);
+        for range in accept.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let form = match parts.next().unwrap_or_default() {
+                "text/html" | "application/xhtml+xml" => Self::Html,
+                "text/plain" => Self::Text,
+                kind if kind == "application/json" || kind.ends_with("+json") => Self::Json,
+                _ => continue,
+            };
+            let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| q.parse().unwrap_or(0.0));
+            if weight > best.0 {
+                best = (weight, form);
+            }
+        }
+        best.1
+    }
+}
+
+const BY_EDGE: &str = "This answer comes from the edge (tidegate), not from the gateway.";
+
+fn text(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
+    let mut text = format!("{}: {message}. Request {id}.\n", status.as_u16());
+    if let Some(detail) = detail {
+        let _ = writeln!(text, "{detail}.");
+    }
+    let _ = writeln!(text, "{BY_EDGE} Code {code}.");
+    text
+}
+
+fn json(code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
+    let mut error = serde_json::json!({ "code": code, "by": "edge", "message": message, "request_id": id });
+    if let Some(detail) = detail {
+        error["detail"] = detail.into();
+    }
+    serde_json::json!({ "error": error }).to_string() + "\n"
+}
+
+/// The page needs its own style and the few lines that try again; nothing else may run in it.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'";
+
+fn html(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
+    let detail = detail.map_or(String::new(), |detail| format!("<p>{}.</p>", escape(detail)));
+    let retry = if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED { RETRY_SCRIPT } else { "" };
+    include_str!("refusal/page.html")
+        .replace("{status}", status.as_str())
+        .replace("{retry}", retry)
+        .replace("{code}", code)
+        .replace("{by}", BY_EDGE)
+        .replace("{message}", &escape(message))
+        .replace("{id}", &escape(id))
+        .replace("{detail}", &detail)
+}
+
+/// Tries again after 2, 4, 8 … 60 s, and forgets the count when the page is left for another answer.
+const RETRY_SCRIPT: &str = "<p id=\"again\"></p><script>\
+const k='tidegate-retry',n=Math.min(+(sessionStorage.getItem(k)||0)+1,6),s=Math.min(2**n,60);\
+sessionStorage.setItem(k,n);document.getElementById('again').textContent='Trying again in '+s+' s.';\
+setTimeout(()=>location.reload(),s*1000)</script>";
+
+fn escape(text: &str) -> Cow<'_, str> {
+    if !text.contains(['&', '<', '>', '"', '\'']) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            c => safe.push(c),
+        }
+    }
+    Cow::Owned(safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(refusal: &Refusal, accept: &'static str, is_near: bool) -> Response<Body> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        respond(
+            refusal,
+            &Asker {
+                headers: &headers,
+                version: Version::HTTP_11,
+                request_id: &HeaderValue::from_static("r1"),
+                is_near,
+            },
+        )
+    }
+
+    fn body(response: Response<Body>) -> String {
+        match response.into_body() {
+            Body::Full(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn details_are_for_near_clients_only() {
+        let refusal =
+            Refusal::Unreachable { failure: Failure::Refused, detail: "nothing listens on 127.0.0.1:1".into() };
+        for accept in ["text/html", "application/json", "*/*"] {
+            assert!(body(answer(&refusal, accept, true)).contains("127.0.0.1:1"), "{accept}");
+            assert!(!body(answer(&refusal, accept, false)).contains("127.0.0.1:1"), "{accept}");
+        }
+        let far = answer(&refusal, "*/*", false);
+        assert_eq!(far.headers()[PROXY_STATUS], "tidegate;error=connection_refused;details=\"E502-refused\"");
+        assert_eq!(far.status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[test]
+    fn the_form_follows_accept() {
+        for (accept, expected) in [
+            ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
+            ("application/json", "application/json"),
+            ("application/problem+json, text/html", "application/json"),
+            ("text/html;q=0.1, application/json", "application/json"),
+            ("*/*", "text/plain; charset=utf-8"),
+        ] {
+            assert_eq!(answer(&Refusal::NoRoute, accept, false).headers()[CONTENT_TYPE], expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_page_escapes_what_it_shows() {
+        let refusal = Refusal::Failed { failure: Failure::Protocol, detail: "<script>&".into() };
+        let page = body(answer(&refusal, "text/html", true));
+        assert!(page.contains("&lt;script&gt;&amp;"), "{page}");
+    }
+}

@@ -1,0 +1,385 @@
+//! One exchange: what is known of a request, and its one record.
+//!
+//! The record is written when the exchange is dropped: after the last byte of the response, or
+//! when the client went away before. So no path can forget it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{HOST, ORIGIN, REFERER, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
+
+use super::reply::{self, Reply};
+use super::{Carrier, Connection, Parts, target};
+use crate::access_log::{Amounts, RequestRecord, Responder, Timings, TlsRecord};
+use crate::addr::ClientAddr;
+use crate::body::{Body, BodyError, Meter, Watch};
+use crate::drain::{Guard, Work};
+use crate::forward::{Answer, Lease};
+use crate::policy::headers::{self, Values};
+use crate::policy::trust;
+use crate::refusal::{self, Asker, Refusal};
+use crate::site::route::Route;
+use crate::site::{Site, SiteTable};
+use crate::snapshot::Generation;
+
+/// One request on its way.
+pub struct Exchange {
+    /// The worker's parts.
+    pub parts: Rc<Parts>,
+    /// The connection it came on.
+    pub connection: Rc<Connection>,
+    /// The protocol that carries it.
+    pub carrier: Rc<dyn Carrier>,
+    /// The configuration that it began with.
+    pub generation: Arc<Generation>,
+    /// The request ID.
+    pub id: HeaderValue,
+    /// The site, once found.
+    pub site: Option<Arc<Site>>,
+    /// The route, once found.
+    pub route: Option<Arc<Route>>,
+    /// Who asks; the peer until the hops have been judged.
+    pub client: Option<ClientAddr>,
+    /// The request body's meter, if it has a body.
+    pub request_meter: Option<Rc<Meter>>,
+    /// What only the record needs.
+    pub notes: Notes,
+    _guard: Guard,
+}
+
+/// What only the record needs.
+#[derive(Debug)]
+pub struct Notes {
+    begun: Instant,
+    /// The method, as sent.
+    pub method: Method,
+    /// The target, as sent.
+    pub uri: Uri,
+    /// `Host` or `:authority`.
+    pub host: Option<HeaderValue>,
+    /// `User-Agent`.
+    pub agent: Option<HeaderValue>,
+    /// `Origin`.
+    pub origin: Option<HeaderValue>,
+    /// The endpoint that answered, and our port.
+    pub endpoint: Option<(Arc<str>, Option<u16>)>,
+    referer: Option<HeaderValue>,
+    /// The forwarded chain as a trusted hop sent it.
+    chain: Option<String>,
+    hops: u32,
+    proto: Option<trust::Scheme>,
+    is_peer_trusted: bool,
+    head_time: Duration,
+    sent: Option<Instant>,
+    upstream_time: Option<Duration>,
+    status: Option<StatusCode>,
+    refusal: Option<Refusal>,
+    is_by_endpoint: bool,
+    is_upgrade: bool,
+    bytes_out: u64,
+    end: End,
+}
+
+/// How the response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is under way; dropped so, the client went away.
+    Open,
+    Complete,
+    Aborted(&'static str),
+}
+
+impl Exchange {
+    /// Begins with a head.
+    pub fn begin(
+        parts: Rc<Parts>,
+        connection: Rc<Connection>,
+        carrier: Rc<dyn Carrier>,
+        head: &request::Parts,
+    ) -> Self {
+        let generation = parts.snapshot.keep();
+        let is_peer_trusted = generation.table.trust.proxies.has_peer(connection.peer);
+        carrier.begun();
+        let fields = &head.headers;
+        let authority = || head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        let notes = Notes {
+            begun: Instant::now(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            host: fields.get(HOST).cloned().or_else(authority),
+            agent: fields.get(USER_AGENT).cloned(),
+            origin: fields.get(ORIGIN).cloned(),
+            endpoint: None,
+            referer: fields.get(REFERER).cloned(),
+            chain: is_peer_trusted.then(|| trust::chain_text(fields)).flatten(),
+            hops: 0,
+            proto: None,
+            is_peer_trusted,
+            head_time: carrier.head_time(),
+            sent: None,
+            upstream_time: None,
+            status: None,
+            refusal: None,
+            is_by_endpoint: false,
+            is_upgrade: false,
+            bytes_out: 0,
+            end: End::Open,
+        };
+        Self {
+            id: headers::request_id(fields, is_peer_trusted),
+            _guard: parts.drain.guard(Work::Request),
+            client: connection.peer.ip().map(ClientAddr::new),
+            parts,
+            connection,
+            carrier,
+            generation,
+            site: None,
+            route: None,
+            request_meter: None,
+            notes,
+        }
+    }
+
+    /// Finds out who asks.
+    pub fn resolve_client(&mut self, table: &SiteTable, fields: &HeaderMap) {
+        let resolved = trust::resolve(&table.trust, self.connection.peer, fields);
+        self.client = resolved.as_ref().map(|client| client.addr);
+        if let Some(client) = resolved {
+            self.notes.hops = client.hops;
+            self.notes.proto = client.proto;
+        }
+    }
+
+    /// Whether the peer is a hop whose word is taken.
+    pub fn is_peer_trusted(&self) -> bool {
+        self.notes.is_peer_trusted
+    }
+
+    /// `https` or `http`, as the client sees it.
+    pub fn scheme(&self) -> &'static str {
+        match self.notes.proto {
+            Some(trust::Scheme::Https) => "https",
+            Some(trust::Scheme::Http) => "http",
+            None if self.connection.tls.is_some() => "https",
+            None => "http",
+        }
+    }
+
+    /// The port that is meant when `Host` names none.
+    pub fn default_port(&self) -> u16 {
+        if self.scheme() == "https" { 443 } else { 80 }
+    }
+
+    /// What placeholders stand for.
+    pub fn values(&self) -> Values<'_> {
+        Values {
+            client: self.client,
+            host: self.notes.host.as_ref().unwrap_or(&NO_HOST),
+            request_id: &self.id,
+            tls_version: self.connection.tls.as_ref().map_or("", |tls| tls.version),
+            tls_cipher: self.connection.tls.as_ref().map_or("", |tls| tls.cipher),
+            uri: target(&self.notes.uri),
+        }
+    }
+
+    /// Writes the subject of the client's certificate where the site wants it.
+    pub fn write_client_certificate(&self, fields: &mut HeaderMap) {
+        let Some(tls) = &self.connection.tls else { return };
+        let Some(name) = tls.policy.client_cert.as_ref().and_then(|policy| policy.header.as_ref()) else { return };
+        fields.remove(name);
+        // A certificate may have an empty subject; that is no identity.
+        let subject = tls.client_subject.as_deref().filter(|subject| !subject.is_empty());
+        if let Some(value) = subject.and_then(|subject| HeaderValue::from_str(subject).ok()) {
+            fields.insert(name, value);
+        }
+    }
+
+    /// The request goes upstream now.
+    pub fn sent_upstream(&mut self) {
+        self.notes.sent = Some(Instant::now());
+    }
+
+    /// The endpoint has answered.
+    pub fn answered(&mut self, answer: &Answer) {
+        self.notes.upstream_time = self.notes.sent.map(|sent| sent.elapsed());
+        self.notes.endpoint = Some((Arc::clone(&answer.lease.endpoint().label), answer.lease.via_port()));
+    }
+
+    /// The request's upgrade was granted.
+    pub fn upgraded(&mut self) {
+        self.notes.is_upgrade = true;
+        self.notes.is_by_endpoint = true;
+    }
+
+    /// The response to a refused request.
+    pub fn refuse(mut self, refusal: Refusal, fields: &HeaderMap) -> Response<Body> {
+        let is_near = self.client.is_some_and(ClientAddr::is_near);
+        let mut response = refusal::respond(
+            &refusal,
+            &Asker { headers: fields, version: self.carrier.version(), request_id: &self.id, is_near },
+        );
+        if let Some(route) = &self.route {
+            reply::replace_page(&mut response, route);
+        }
+        self.notes.refusal = Some(refusal);
+        self.finish(Reply::own(response))
+    }
+
+    /// Writes what every response carries, and follows its body to the end.
+    pub fn finish(mut self, reply: Reply) -> Response<Body> {
+        let Reply { mut response, lease, clue } = reply;
+        if let Some(route) = &self.route {
+            reply::write_policy(response.headers_mut(), route, &self);
+        }
+        response.headers_mut().entry(refusal::X_REQUEST_ID).or_insert_with(|| self.id.clone());
+        self.notes.status = Some(response.status());
+        self.notes.is_by_endpoint |= lease.is_some();
+        response.map(|body| body.watched(Last { exchange: self, lease, clue }))
+    }
+
+    /// The request body broke off although its framing was sound: there is nobody to read our answer.
+    fn has_client_left(&self) -> bool {
+        self.notes.refusal == Some(Refusal::BadBody)
+    }
+
+    fn write_record(&self) {
+        let log = &self.parts.log;
+        if !log.is_on() {
+            return;
+        }
+        let notes = &self.notes;
+        let tls = self.connection.tls.as_deref();
+        log.request(&RequestRecord {
+            id: self.id.to_str().unwrap_or_default(),
+            site: self.site.as_ref().map(|site| &*site.label),
+            route: self.route.as_ref().map(|route| &*route.condition.prefix),
+            client: self.client,
+            peer: self.connection.peer,
+            hops: notes.hops,
+            forwarded_in: notes.chain.as_deref(),
+            method: &notes.method,
+            target: target(&notes.uri),
+            host: notes.host.as_ref(),
+            ua: notes.agent.as_ref(),
+            origin: notes.origin.as_ref(),
+            referer: notes.referer.as_ref(),
+            http: self.carrier.version(),
+            alpn: tls.map(|tls| tls.alpn.as_str()),
+            tls: tls.map(|tls| TlsRecord { version: tls.version, cipher: tls.cipher, group: tls.group }),
+            sni: tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str()),
+            status: notes.status.unwrap_or(client_left()),
+            by: if notes.is_by_endpoint { Responder::Upstream } else { Responder::Edge },
+            code: notes.refusal.as_ref().map(Refusal::code),
+            cause: notes.refusal.as_ref().map(|refusal| refusal.detail().unwrap_or(refusal.message())),
+            upstream: notes.endpoint.as_ref().map(|(label, _)| &**label),
+            via_port: notes.endpoint.as_ref().and_then(|(_, port)| *port),
+            upgrade: notes.is_upgrade,
+            ms: Timings {
+                head: notes.head_time,
+                upstream: notes.upstream_time,
+                total: notes.begun.elapsed() + notes.head_time,
+            },
+            bytes: Amounts {
+                inbound: self.request_meter.as_ref().map_or(0, |meter| meter.bytes()),
+                outbound: notes.bytes_out,
+            },
+            aborted: match notes.end {
+                _ if self.has_client_left() => Some("client"),
+                End::Open => Some("client"),
+                End::Complete => None,
+                End::Aborted(by) => Some(by),
+            },
+            generation: self.generation.number,
+        });
+    }
+}
+
+/// Placeholders are filled in only after a host was found.
+static NO_HOST: HeaderValue = HeaderValue::from_static("");
+
+/// 499, as nginx has it.
+fn client_left() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.carrier.ended();
+        self.write_record();
+    }
+}
+
+/// Follows the response body to its last byte.
+struct Last {
+    exchange: Exchange,
+    lease: Option<Lease>,
+    clue: Option<Clue>,
+}
+
+impl Watch for Last {
+    fn saw(&mut self, data: &Bytes) {
+        self.exchange.notes.bytes_out += data.len() as u64;
+        if let Some(clue) = &mut self.clue {
+            clue.saw(data);
+        }
+    }
+
+    fn ended(&mut self) {
+        self.exchange.notes.end = End::Complete;
+        if let Some(lease) = self.lease.take() {
+            lease.complete();
+        }
+        if let Some(clue) = self.clue.take() {
+            clue.judge(&self.exchange);
+        }
+    }
+
+    fn failed(&mut self, error: &BodyError) {
+        self.exchange.notes.end = End::Aborted(match error {
+            BodyError::Stalled => "idle",
+            BodyError::TooLarge | BodyError::Broken(_) | BodyError::Storage(_) => "upstream",
+        });
+    }
+}
+
+/// The first bytes of a 403, kept to recognise the gateway's refusal of this edge.
+#[derive(Debug, Default)]
+pub struct Clue(Vec<u8>);
+
+impl Clue {
+    /// The gateway's answer is some 200 bytes.
+    const ENOUGH: usize = 1024;
+
+    fn saw(&mut self, data: &[u8]) {
+        let room = Self::ENOUGH.saturating_sub(self.0.len()).min(data.len());
+        self.0.extend_from_slice(&data[..room]);
+    }
+
+    /// Tells the operator what to do, each time it happens.
+    fn judge(self, exchange: &Exchange) {
+        if memchr::memmem::find(&self.0, b"proxy_attribution_required").is_none() {
+            return;
+        }
+        let id = exchange.id.to_str().unwrap_or_default();
+        let client = exchange.client.map(|client| client.to_string()).unwrap_or_default();
+        let upstream = exchange.notes.endpoint.as_ref().map_or("the gateway", |(label, _)| label);
+        if exchange.client.is_some_and(|client| client.ip().is_loopback()) {
+            tracing::warn!(
+                code = "G403-loopback", request = id, %client, upstream,
+                "gateway refused {client}: proxy_attribution_required (request {id})\n      \
+                 the client is on this machine, and the gateway takes no loopback address for a client\n      \
+                 use a site named localhost with attribution = \"local\", or open the public name from another machine"
+            );
+        } else {
+            tracing::warn!(
+                code = "G403-attribution", request = id, %client, upstream,
+                "gateway refused {client}: proxy_attribution_required (request {id})\n      \
+                 it does not trust this edge. On the gateway's machine run\n        \
+                 openclaw config set gateway.trustedProxies '[\"127.0.0.1\"]'"
+            );
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Upgrades: a WebSocket handshake over HTTP/1.1 (RFC 6455) or extended CONNECT over HTTP/2
+//! (RFC 8441), always as a fresh HTTP/1.1 upgrade upstream.
+//!
+//! A tunnel begins only after a 101 with the matching `Upgrade` and the right
+//! `Sec-WebSocket-Accept`. Until then every byte is HTTP. Any other upgrade is dropped and the
+//! request served as an ordinary one (RFC 9110 7.8 allows it).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest;
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::exchange::Exchange;
+use super::reply::{self, Reply};
+use super::{Carrier, Parts, target};
+use crate::access_log::{Amounts, TunnelRecord};
+use crate::addr::{ClientAddr, PeerAddr};
+use crate::body::Body;
+use crate::drain::{Guard, Work};
+use crate::forward::connect::EndpointStream;
+use crate::forward::pool::InFlight;
+use crate::forward::tunnel::{self, End, Outcome};
+use crate::forward::{Answer, Lease};
+use crate::refusal::{Failure, Refusal};
+use crate::site::Site;
+use crate::site::route::Forward;
+use crate::snapshot::Generation;
+
+/// A request for a tunnel.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The key that the endpoint must prove: the client's, or ours over HTTP/2.
+    key: HeaderValue,
+    /// HTTP/2 says CONNECT and 200 where HTTP/1.1 says GET and 101.
+    is_extended_connect: bool,
+    client_side: OnUpgrade,
+}
+
+impl Upgrade {
+    /// The tunnel that a head asks for, if it does.
+    ///
+    /// # Errors
+    /// When it asks for one that is not offered, or in a way that cannot be verified.
+    pub fn wanted(head: &mut request::Parts) -> Result<Option<Self>, Refusal> {
+        if head.method == Method::TRACE {
+            return Err(Refusal::Method);
+        }
+        if head.method == Method::CONNECT {
+            let Some(protocol) = head.extensions.get::<Protocol>() else { return Err(Refusal::Method) };
+            if protocol.as_str() != "websocket" {
+                return Err(Refusal::UnknownProtocol);
+            }
+            let client_side = head.extensions.remove::<OnUpgrade>().ok_or(Refusal::UnknownProtocol)?;
+            return Ok(Some(Self { key: fresh_key()?, is_extended_connect: true, client_side }));
+        }
+        if head.version != Version::HTTP_11 || head.method != Method::GET || !asks_for_websocket(&head.headers) {
+            return Ok(None);
+        }
+        let mut keys = head.headers.get_all(SEC_WEBSOCKET_KEY).iter();
+        let key = keys.next().filter(|key| is_key(key)).cloned().ok_or(Refusal::BadWebSocketKey)?;
+        if keys.next().is_some() {
+            return Err(Refusal::BadWebSocketKey);
+        }
+        if head.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+            // The only version that there is (RFC 6455 4.1); about any other, edge and endpoint could disagree.
+            return Err(Refusal::BadWebSocketVersion);
+        }
+        let Some(client_side) = head.extensions.remove::<OnUpgrade>() else { return Ok(None) };
+        Ok(Some(Self { key, is_extended_connect: false, client_side }))
+    }
+
+    /// Writes the handshake into a request head that was cleaned of the client's.
+    pub fn write(&self, fields: &mut HeaderMap) {
+        // In place of what was there: `Connection: te` would contradict.
+        fields.remove(TE);
+        fields.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        fields.insert(SEC_WEBSOCKET_KEY, self.key.clone());
+    }
+
+    /// Why a 101 is no proof that the endpoint speaks WebSocket (RFC 6455 4.1).
+    fn doubt(&self, fields: &HeaderMap) -> Option<&'static str> {
+        if !has_token(fields, &UPGRADE, "websocket") || !has_token(fields, &CONNECTION, "upgrade") {
+            return Some("its 101 does not upgrade to websocket");
+        }
+        let mut proofs = fields.get_all(SEC_WEBSOCKET_ACCEPT).iter();
+        let is_proven = proofs.next().is_some_and(|proof| proof.as_bytes() == accept_of(&self.key).as_bytes());
+        (!is_proven || proofs.next().is_some()).then_some("its Sec-WebSocket-Accept is wrong")
+    }
+}
+
+fn asks_for_websocket(fields: &HeaderMap) -> bool {
+    has_token(fields, &UPGRADE, "websocket") && has_token(fields, &CONNECTION, "upgrade")
+}
+
+/// True when a comma-separated field has the token, in any case (RFC 9110 5.6.1).
+fn has_token(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    fields.get_all(name).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    })
+}
+
+/// RFC 6455 4.2.1: sixteen bytes in base64.
+fn is_key(key: &HeaderValue) -> bool {
+    BASE64_STANDARD.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
+}
+
+fn fresh_key() -> Result<HeaderValue, Refusal> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Refusal::Busy)?;
+    HeaderValue::from_str(&BASE64_STANDARD.encode(bytes)).map_err(|_| Refusal::Busy)
+}
+
+/// RFC 6455 4.2.2 (5.4): the proof for a key.
+fn accept_of(key: &HeaderValue) -> String {
+    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    context.update(key.as_bytes());
+    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    BASE64_STANDARD.encode(context.finish())
+}
+
+/// The endpoint has answered a request for a tunnel.
+///
+/// # Errors
+/// When it agreed without proof, or answered as if there had been no upgrade.
+pub fn conclude(
+    exchange: &mut Exchange,
+    answer: Answer,
+    upgrade: Upgrade,
+    forward: &Forward,
+) -> Result<Reply, Refusal> {
+    let status = answer.response.status();
+    let doubt = match status {
+        StatusCode::SWITCHING_PROTOCOLS => upgrade.doubt(answer.response.headers()),
+        // Over HTTP/2 a 2xx would open the tunnel; over HTTP/1.1 clients hang on it.
+        status if status.is_success() => Some("it answered as if no upgrade had been asked for"),
+        _ => return Ok(reply::from_endpoint(exchange, answer, forward)),
+    };
+    if let Some(doubt) = doubt {
+        let label = &answer.lease.endpoint().label;
+        let detail = format!("{label}: {doubt} (status {})", status.as_u16()).into();
+        return Err(Refusal::Failed { failure: Failure::Upgrade, detail });
+    }
+    let Answer { mut response, lease } = answer;
+    let endpoint_side = hyper::upgrade::on(&mut response);
+    let fields = response.headers_mut();
+    reply::prepare(status, fields, forward, exchange.notes.host.as_ref());
+    let status = if upgrade.is_extended_connect {
+        fields.remove(SEC_WEBSOCKET_ACCEPT);
+        StatusCode::OK
+    } else {
+        fields.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        status
+    };
+    exchange.carrier.upgrade_granted();
+    exchange.upgraded();
+    let ticket = Ticket::of(exchange, lease).ok_or(Refusal::NoRoute)?;
+    // The tunnel is a task of its own, so that the request's state is freed.
+    tokio::task::spawn_local(ticket.run(upgrade.client_side, endpoint_side));
+    let mut opened = Response::new(Body::Empty);
+    *opened.status_mut() = status;
+    *opened.headers_mut() = std::mem::take(response.headers_mut());
+    Ok(Reply { response: opened, lease: None, clue: None })
+}
+
+/// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
+/// header value would keep the whole head in memory for days.
+struct Ticket {
+    generation: Arc<Generation>,
+    parts: Rc<Parts>,
+    carrier: Rc<dyn Carrier>,
+    client: Option<ClientAddr>,
+    peer: PeerAddr,
+    idle: Duration,
+    site: Arc<Site>,
+    texts: Box<Texts>,
+    /// Taken before the 101 is sent: a drain that begins in between does not lose the tunnel.
+    _guard: Guard,
+    _in_flight: InFlight,
+}
+
+/// Texts for the record.
+struct Texts {
+    id: Box<str>,
+    host: Option<HeaderValue>,
+    target: Box<str>,
+    agent: Option<HeaderValue>,
+    origin: Option<HeaderValue>,
+    upstream: Arc<str>,
+    via_port: Option<u16>,
+}
+
+impl Ticket {
+    fn of(exchange: &Exchange, lease: Lease) -> Option<Self> {
+        let owned = |value: Option<&HeaderValue>| HeaderValue::from_bytes(value?.as_bytes()).ok();
+        let notes = &exchange.notes;
+        let texts = Texts {
+            id: exchange.id.to_str().unwrap_or_default().into(),
+            host: owned(notes.host.as_ref()),
+            target: target(&notes.uri).into(),
+            agent: owned(notes.agent.as_ref()),
+            origin: owned(notes.origin.as_ref()),
+            upstream: Arc::clone(&lease.endpoint().label),
+            via_port: lease.via_port(),
+        };
+        Some(Self {
+            generation: Arc::clone(&exchange.generation),
+            parts: Rc::clone(&exchange.parts),
+            carrier: Rc::clone(&exchange.carrier),
+            client: exchange.client,
+            peer: exchange.connection.peer,
+            idle: exchange.route.as_ref()?.timeouts.idle,
+            site: Arc::clone(exchange.site.as_ref()?),
+            texts: Box::new(texts),
+            _guard: exchange.parts.drain.guard(Work::Tunnel),
+            _in_flight: lease.into_in_flight(),
+        })
+    }
+
+    /// Joins the two sides when both have switched, and writes the record when they have ended.
+    async fn run(self, client_side: OnUpgrade, endpoint_side: OnUpgrade) {
+        let opened = SystemTime::now();
+        let Ok((client_side, endpoint_side)) = futures_util::future::try_join(client_side, endpoint_side).await else {
+            // One of them went away with the 101 on its way; the request's record says so.
+            return;
+        };
+        let client_side = self.carrier.tunnel_end(client_side);
+        let Ok(endpoint_side) = endpoint_side.downcast::<TokioIo<EndpointStream>>() else { return };
+        let endpoint_side = End { io: endpoint_side.io.into_inner(), early: endpoint_side.read_buf };
+        let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
+        self.write_record(opened, &outcome);
+    }
+
+    fn write_record(&self, opened: SystemTime, outcome: &Outcome) {
+        if !self.parts.log.is_on() {
+            return;
+        }
+        let texts = &self.texts;
+        self.parts.log.tunnel(&TunnelRecord {
+            id: &texts.id,
+            site: Some(&self.site.label),
+            client: self.client,
+            peer: self.peer,
+            over: if self.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
+            host: texts.host.as_ref(),
+            target: &texts.target,
+            ua: texts.agent.as_ref(),
+            origin: texts.origin.as_ref(),
+            upstream: Some(&texts.upstream),
+            via_port: texts.via_port,
+            opened,
+            lasted: outcome.lasted,
+            frames: Amounts { inbound: outcome.frames_in, outbound: outcome.frames_out },
+            bytes: Amounts { inbound: outcome.bytes_in, outbound: outcome.bytes_out },
+            ended_by: &outcome.ended_by.to_string(),
+            how: &outcome.how.to_string(),
+            idle: outcome.idle,
+            generation: self.generation.number,
+        });
+    }
+}

@@ -1,0 +1,622 @@
+//! The server: start, reload, stop. The only file that knows all parts.
+//!
+//! What can fail is done first and changes nothing: read, compile, load certificates, bind. Then
+//! everything is put in force in steps that cannot fail. Signals and the service manager are
+//! `control`'s business.
+
+mod addresses;
+mod banner;
+mod diff;
+mod doors;
+mod fault;
+pub mod history;
+mod log;
+
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use time::OffsetDateTime;
+use time::macros::format_description;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::access_log::{self, AccessLog};
+use crate::config::report::Report;
+use crate::config::{self, Loaded};
+use crate::drain::{Drain, Phase, Work};
+use crate::listen::bind::Adopted;
+use crate::listen::{Gate, panic_text};
+use crate::site::{ProcessPolicy, SiteTable};
+use crate::snapshot::Snapshot;
+use crate::tls::certs::CertStore;
+use crate::tls::{self, Policies};
+use crate::worker::{Ended, Parts, Worker};
+use doors::Doors;
+
+pub use fault::StartError;
+pub use log::Log;
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file, and what it includes.
+    File(PathBuf),
+    /// The command line: `run --host NAME --upstream ADDR`.
+    Flags {
+        /// The site.
+        host: String,
+        /// Its upstream.
+        upstream: String,
+    },
+}
+
+/// What the machine gives the process.
+#[derive(Debug)]
+pub struct Machine {
+    /// Sockets of the service manager.
+    pub adopted: Adopted,
+    /// How many descriptors the process may have.
+    pub descriptors: usize,
+}
+
+/// A running edge.
+pub struct Server {
+    source: Source,
+    machine: Machine,
+    log: Log,
+    certs: Arc<CertStore>,
+    parts: Parts,
+    writer: access_log::Writer,
+    ended: mpsc::UnboundedReceiver<Ended>,
+    doors: Doors,
+    loaded_at: String,
+}
+
+/// What was still open when the process stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Requests without an end.
+    pub requests: usize,
+    /// Tunnels that were told 1001, or worse.
+    pub tunnels: usize,
+}
+
+impl Server {
+    /// Starts everything. When this returns, every address is open and served.
+    ///
+    /// # Errors
+    /// When the configuration has faults, or the machine refuses something.
+    pub async fn start(source: Source, machine: Machine, log: Log) -> Result<Self, StartError> {
+        let began = Instant::now();
+        let mut loaded = load(source.clone()).await?;
+        log.configure(&loaded.table.log);
+        warn_of(&loaded, &log);
+        let certs = Arc::new(CertStore::new());
+        let policies = Arc::new(Policies::new(certs.clone()));
+        let certificates = prepare(&loaded.table, &certs, &policies).await?;
+        let limit = connection_limit(&loaded.table.process, machine.descriptors);
+        let workers = worker_count(&loaded.table.process);
+        let opened = doors::open(addresses::wanted(&loaded.table), workers, &machine.adopted, &[])?;
+        let (access_log, writer) = AccessLog::start(&loaded.table.log).map_err(StartError::AccessLog)?;
+
+        certificates.publish(&certs);
+        Doors::default().settle(&mut loaded.table, &opened);
+        let parts = Parts {
+            snapshot: Arc::new(Snapshot::new(loaded.table)),
+            policies,
+            drain: Drain::new(),
+            log: access_log,
+            gate: Gate::new(limit),
+        };
+        let (ends, ended) = mpsc::unbounded_channel();
+        let started = (0..workers).map(|index| Worker::start(index, parts.clone(), ends.clone()));
+        let workers = started.collect::<io::Result<_>>();
+        let workers = workers.map_err(|source| StartError::System { what: "a worker thread", source })?;
+        let mut server =
+            Self { source, machine, log, certs, parts, writer, ended, doors: Doors::new(workers), loaded_at: date() };
+        // A person has the banner in place of these lines.
+        let is_quiet = server.log.is_for_people();
+        for (want, opened) in opened {
+            server.doors.add(want, opened, is_quiet).await?;
+        }
+        server.start_actors();
+        server.keep_history(&loaded.sources);
+        server.announce(began);
+        Ok(server)
+    }
+
+    /// Takes the configuration anew. On an error nothing has changed.
+    ///
+    /// # Errors
+    /// When the configuration has faults, or the machine refuses something.
+    pub async fn reload(&mut self) -> Result<(), StartError> {
+        let outcome = self.replace().await;
+        if let Err(fault) = &outcome {
+            let generation = self.parts.snapshot.current().number;
+            let unchanged =
+                format!("the running configuration (generation {generation}, loaded {}) is unchanged", self.loaded_at);
+            tracing::error!(
+                event = "reload_failed",
+                generation,
+                report = fault.to_text(self.log.is_for_people()),
+                "{fault}; {unchanged}"
+            );
+        }
+        outcome
+    }
+
+    /// See `reload`.
+    async fn replace(&mut self) -> Result<(), StartError> {
+        let mut loaded = load(self.source.clone()).await?;
+        let old = self.parts.snapshot.keep();
+        let certificates = prepare(&loaded.table, &self.certs, &self.parts.policies).await?;
+        let plan = addresses::plan(self.doors.roles(), addresses::wanted(&loaded.table));
+        let opened = self.doors.open(plan.open, &self.machine.adopted)?;
+        if old.table.log != loaded.table.log {
+            self.parts.log.reconfigure(&loaded.table.log).map_err(StartError::AccessLog)?;
+        }
+
+        // From here nothing fails.
+        self.log.configure(&loaded.table.log);
+        warn_of(&loaded, &self.log);
+        self.doors.settle(&mut loaded.table, &opened);
+        self.parts.gate.set_limit(connection_limit(&loaded.table.process, self.machine.descriptors));
+        let kept = plan.keep.len() + plan.change.len();
+        let (connections, tunnels) = self.open_work();
+        let changes = diff::summary(&old.table, &loaded.table);
+        if old.table.process.workers != loaded.table.process.workers {
+            tracing::warn!(
+                event = "restart_needed",
+                key = "process.workers",
+                "process.workers is read at start only: restart to change it"
+            );
+        }
+        certificates.publish(&self.certs);
+        let generation = self.parts.snapshot.replace(loaded.table);
+        let current = self.parts.snapshot.keep();
+        self.parts.policies.retain(&current.table);
+        tls::withdraw_unused(&current.table, &self.certs);
+        for want in plan.change {
+            self.doors.change_role(&want).await;
+        }
+        for (want, opened) in opened {
+            if let Err(fault) = self.doors.add(want, opened, false).await {
+                tracing::error!(event = "listen_failed", "{}", fault.to_text(false).trim_end());
+            }
+        }
+        for key in plan.close {
+            for address in self.doors.close(&key).await {
+                tracing::info!(event = "closed", %address, "no longer listening");
+            }
+        }
+        self.loaded_at = date();
+        self.keep_history(&loaded.sources);
+        tracing::info!(
+            event = "reloaded",
+            generation,
+            listeners = kept,
+            connections,
+            tunnels,
+            "generation {generation}: {changes}\nkept: {}, {}, {}",
+            counted(kept, "listener"),
+            counted(connections, "connection"),
+            counted(tunnels, "tunnel")
+        );
+        Ok(())
+    }
+
+    /// Opens the log files anew: they were moved away.
+    pub fn reopen_logs(&self) {
+        self.parts.log.reopen();
+        tracing::info!(event = "reopened", dropped = self.parts.log.dropped(), "log files reopened");
+    }
+
+    /// One sentence about the process, for the service manager.
+    pub fn status(&self) -> String {
+        let current = self.parts.snapshot.current();
+        let (connections, tunnels) = self.open_work();
+        let sites = counted(current.table.sites().len(), "site");
+        let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
+        format!("generation {}, {sites}, {connections}, {tunnels}", current.number)
+    }
+
+    /// True when every worker answers within this time.
+    pub async fn is_alive(&self, within: Duration) -> bool {
+        self.doors.is_answered(Instant::now() + within).await
+    }
+
+    /// Resolves when a worker has ended, which none may do by itself. Cancel safe.
+    pub async fn worker_ended(&mut self) -> StartError {
+        match self.ended.recv().await {
+            Some(Ended { index, panic }) => {
+                StartError::Worker { index, why: panic.unwrap_or_else(|| "it was not told to".into()) }
+            }
+            None => StartError::Worker { index: 0, why: "all workers are gone".into() },
+        }
+    }
+
+    /// Stops accepting and lets work end: requests within `grace`, then tunnels within
+    /// `tunnel_grace`, then tunnels are told 1001. Says what was cut.
+    pub async fn drain(&mut self) -> Cut {
+        let process = self.parts.snapshot.current().table.process.clone();
+        let drain = self.parts.drain.clone();
+        let (connections, tunnels) = self.open_work();
+        let requests = drain.count(Work::Request);
+        tracing::info!(
+            event = "draining",
+            connections,
+            requests,
+            tunnels,
+            "no new connections; finishing what is open"
+        );
+        let requests_until = Instant::now() + process.grace;
+        // The phase first: what the emptied queues bring is answered with `Connection: close`.
+        drain.advance(Phase::Draining);
+        self.doors.close_all().await;
+        requests_ended(&drain, requests_until).await;
+        // An elapsed time is an answer too: what is left is told, then cut.
+        let _ = timeout(process.tunnel_grace, drain.none_left(Work::Tunnel)).await;
+        let mut cut = Cut { requests: 0, tunnels: drain.count(Work::Tunnel) };
+        drain.advance(Phase::CutTunnels);
+        let _ = timeout(GOODBYE, drain.none_left(Work::Tunnel)).await;
+        // Requests that began after the tunnels were looked at have their time too.
+        let _ = timeout_at(requests_until, drain.none_left(Work::Request)).await;
+        cut.requests = drain.count(Work::Request);
+        cut
+    }
+
+    /// The longest time that `drain` and `stop` may take together.
+    pub fn patience(&self) -> Duration {
+        let process = &self.parts.snapshot.current().table.process;
+        process.grace + process.tunnel_grace + 3 * GOODBYE
+    }
+
+    /// What is open now, as it is cut by a stop at once.
+    pub fn unfinished(&self) -> Cut {
+        let drain = &self.parts.drain;
+        Cut { requests: drain.count(Work::Request), tunnels: drain.count(Work::Tunnel) }
+    }
+
+    /// Ends the workers and writes what the logs still hold.
+    pub async fn stop(self, cut: Cut) {
+        self.parts.drain.advance(Phase::Stopped);
+        let threads = self.doors.stop();
+        // The records of what is dropped now must be written, so the threads are waited for; one
+        // that is stuck loses its own and holds up nobody.
+        let joined = tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| drop(thread.join())));
+        if timeout(GOODBYE, joined).await.is_err() {
+            tracing::error!(event = "stuck", "a worker did not stop in time");
+        }
+        let Cut { requests, tunnels } = cut;
+        let gate = &self.parts.gate;
+        let (refused, panics, dropped) = (gate.refused(), gate.panics(), self.parts.log.dropped());
+        tracing::info!(
+            event = "drained",
+            requests,
+            tunnels,
+            refused,
+            panics,
+            dropped,
+            "stopped; {} and {} were cut",
+            counted(requests, "request"),
+            counted(tunnels, "tunnel")
+        );
+        let writer = self.writer;
+        let finished = tokio::task::spawn_blocking(|| writer.finish());
+        // A disk that does not answer must not keep the process.
+        let _ = timeout(GOODBYE, finished).await;
+        self.log.finish();
+    }
+
+    /// Connections and tunnels that are open.
+    fn open_work(&self) -> (usize, usize) {
+        (self.parts.drain.count(Work::Connection), self.parts.drain.count(Work::Tunnel))
+    }
+
+    /// Starts what works in the background and speaks only by publishing.
+    fn start_actors(&self) {
+        let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
+        supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
+        let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
+        supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+    }
+
+    /// Keeps the configuration in force. A storage that cannot be written is no reason to stop.
+    fn keep_history(&self, sources: &[history::Source]) {
+        let current = self.parts.snapshot.current();
+        let table = &current.table;
+        if let Err(error) = history::keep(&table.storage, sources, table.process.history) {
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(event = "history", why, "{error}: `tidegate rollback` will not know this configuration");
+        }
+    }
+
+    /// Says that the edge serves.
+    fn announce(&self, began: Instant) {
+        let current = self.parts.snapshot.current();
+        let took = began.elapsed();
+        for address in self.machine.adopted.unused(&self.doors.configured()) {
+            tracing::warn!(
+                event = "unused_socket",
+                address,
+                "the service manager handed over a socket that [listen] does not name"
+            );
+        }
+        if self.log.is_for_people() {
+            log::say(&banner::text(&self.source, &current.table, took));
+        } else {
+            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(event = "ready", generation = current.number, sites = current.table.sites().len(), ms);
+        }
+    }
+}
+
+/// How long tunnels have to say goodbye, and threads to end: a close frame needs one round trip.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Resolves when no request is open and none is about to come, or at the deadline.
+///
+/// A connection without a request may be in its handshake, and was told that it is welcome; so it
+/// gets a moment. One that carries tunnels stays, so connections are not waited for to the end.
+async fn requests_ended(drain: &Drain, until: Instant) {
+    // 1 s, our choice: longer than an honest handshake and head, shorter than a silent preconnect.
+    const MOMENT: Duration = Duration::from_secs(1);
+    let ended = async {
+        loop {
+            drain.none_left(Work::Request).await;
+            let quiet = timeout(MOMENT, drain.none_left(Work::Connection)).await;
+            if drain.count(Work::Request) == 0 || quiet.is_ok() {
+                return;
+            }
+        }
+    };
+    // At the deadline what is left is cut.
+    let _ = timeout_at(until, ended).await;
+}
+
+/// Reads and compiles the configuration, away from the threads that drive sockets and signals.
+async fn load(source: Source) -> Result<Loaded, StartError> {
+    let loading = tokio::task::spawn_blocking(move || match &source {
+        Source::File(path) => config::load(path),
+        Source::Flags { host, upstream } => config::from_flags(host, upstream),
+    });
+    off_thread(loading).await?.map_err(StartError::Config)
+}
+
+/// Loads the certificates of a table and builds its TLS policies. Nothing is in force yet.
+async fn prepare(table: &SiteTable, certs: &Arc<CertStore>, policies: &Policies) -> Result<tls::Loaded, StartError> {
+    let loading = {
+        let (table, certs) = (table.clone(), certs.clone());
+        tokio::task::spawn_blocking(move || tls::load_all(&table, &certs))
+    };
+    let loaded = off_thread(loading).await?.map_err(StartError::Tls)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(event = "certificate", site = %warning.site, "{}", warning.text);
+    }
+    policies.prepare(table).map_err(|fault| StartError::Tls(vec![fault]))?;
+    Ok(loaded)
+}
+
+/// The result of blocking work; a panic there is a fault of ours and fails only what asked for it.
+async fn off_thread<T>(work: tokio::task::JoinHandle<T>) -> Result<T, StartError> {
+    let failed = |error: tokio::task::JoinError| StartError::System { what: "blocking work", source: error.into() };
+    work.await.map_err(failed)
+}
+
+/// Shows what works but should be looked at.
+fn warn_of(loaded: &Loaded, log: &Log) {
+    if loaded.warnings.is_empty() {
+        return;
+    }
+    let count = loaded.warnings.len();
+    let report = Report::from(loaded.warnings.clone()).to_text(log.is_for_people());
+    tracing::warn!(event = "config_warnings", count, report, "the configuration has {count} warnings");
+}
+
+/// One worker a core, unless the file says otherwise.
+fn worker_count(process: &ProcessPolicy) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    process.workers.unwrap_or_else(cores).max(1)
+}
+
+/// How many connections and tunnels may be open: each needs a descriptor for the client and one
+/// for the endpoint, and some are kept for listeners, files and reloads.
+fn connection_limit(process: &ProcessPolicy, descriptors: usize) -> usize {
+    const RESERVED: usize = 64;
+    let possible = (descriptors.saturating_sub(RESERVED) / 2).max(1);
+    match process.max_connections {
+        Some(wanted) if wanted > possible => {
+            tracing::warn!(
+                event = "file_limit",
+                wanted,
+                possible,
+                descriptors,
+                "process.max_connections is more than the file limit allows: raise LimitNOFILE"
+            );
+            possible
+        }
+        Some(wanted) => wanted,
+        None => possible,
+    }
+}
+
+/// Runs an actor for ever: when it fails, it is logged and started again after a pause.
+fn supervise<F>(name: &'static str, start: impl Fn() -> F + Send + Sync + 'static)
+where
+    F: Future<Output = ()> + Send,
+{
+    // Long enough that a fault that stays does not fill the log.
+    const PAUSE: Duration = Duration::from_secs(10);
+    tokio::spawn(async move {
+        loop {
+            let ended = AssertUnwindSafe(async { start().await }).catch_unwind().await;
+            let why = ended.err().map_or_else(|| "it ended".into(), |panic| panic_text(&*panic));
+            let seconds = PAUSE.as_secs();
+            tracing::error!(
+                event = "actor_failed",
+                actor = name,
+                why,
+                seconds,
+                "an actor failed and starts again in {seconds} s"
+            );
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+}
+
+/// `1 site`, `3 sites`.
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// Now, as a person reads it.
+fn date() -> String {
+    let form = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    OffsetDateTime::now_utc().format(form).unwrap_or_default()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::addr::{HostPattern, ListenAddr};
+    use crate::site::policy::{
+        Alpn, Attribution, CertificateSource, HeaderOps, HostPolicy, Limits, Timeouts, TlsPolicy, TlsProfile,
+    };
+    use crate::site::route::{Action, Condition, Forward, Route, RouteTable};
+    use crate::site::upstream::{Balance, Endpoint, EndpointAddr, Upstream};
+    use crate::site::{AccessOutput, Foundation, Listener, ListenerId, LogLevel, LogPolicy, Site, SiteTls, UnknownSni};
+
+    /// A site that sends everything to 127.0.0.1:18789.
+    pub(crate) fn site(host: &str) -> Site {
+        let address = EndpointAddr::Ip(([127, 0, 0, 1], 18789).into());
+        let endpoint = Endpoint::new(address, None, Duration::from_secs(4), 8);
+        let upstream = Upstream {
+            name: endpoint.label.clone(),
+            endpoints: vec![Arc::new(endpoint)],
+            balance: Balance::LeastConn,
+            hold: Duration::ZERO,
+        };
+        let forward = Forward {
+            upstream: Arc::new(upstream),
+            host: HostPolicy::Preserve,
+            collect_request: false,
+            strip: None,
+            embed: None,
+        };
+        let route = Route {
+            condition: Condition::default(),
+            action: Action::Forward(forward),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            headers: HeaderOps::default(),
+            origins: None,
+            hsts: None,
+            errors: Vec::new(),
+        };
+        let policy =
+            TlsPolicy { profile: TlsProfile::Intermediate, alpn: vec![Alpn::Http2, Alpn::Http11], client_cert: None };
+        Site {
+            host: HostPattern::from_config(host).expect("a host name"),
+            label: Arc::from(host),
+            aliases: Vec::new(),
+            serve_aliases: false,
+            listener: ListenerId(0),
+            tls: Some(SiteTls { policy: Arc::new(policy), certificate: CertificateSource::Local }),
+            attribution: Attribution::Client,
+            routes: RouteTable::new(vec![Arc::new(route)]),
+            why: None,
+        }
+    }
+
+    /// A table with one listener.
+    fn build(http: &[&str], https: &[&str], sites: Vec<Site>) -> SiteTable {
+        let parsed = |texts: &[&str]| {
+            texts.iter().map(|text| ListenAddr::Tcp(text.parse().expect("a socket address"))).collect::<Vec<_>>()
+        };
+        let listener = Listener {
+            name: None,
+            http: parsed(http),
+            https: parsed(https),
+            handshake_timeout: Duration::from_secs(10),
+            request_head_timeout: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(75),
+        };
+        let foundation = Foundation {
+            listeners: vec![listener],
+            trust: crate::site::policy::Trust::default(),
+            unknown_sni: UnknownSni::Reject,
+            log: LogPolicy {
+                level: LogLevel::Info,
+                format: None,
+                access: AccessOutput::Off,
+                redact_query: Vec::new(),
+                redact_headers: Vec::new(),
+            },
+            process: ProcessPolicy {
+                grace: Duration::from_secs(30),
+                tunnel_grace: Duration::from_secs(5),
+                history: 20,
+                max_connections: None,
+                workers: None,
+            },
+            storage: PathBuf::from("/var/lib/tidegate"),
+        };
+        SiteTable::new(foundation, sites.into_iter().map(Arc::new).collect()).expect("no name twice")
+    }
+
+    /// A table with these addresses and the site `localhost`.
+    pub(crate) fn table(http: &[&str], https: &[&str]) -> SiteTable {
+        build(http, https, vec![site("localhost")])
+    }
+
+    /// A table with these sites.
+    pub(crate) fn table_of(sites: Vec<Site>) -> SiteTable {
+        build(&["127.0.0.1:80"], &["127.0.0.1:443"], sites)
+    }
+
+    #[test]
+    fn connections_stay_below_the_file_limit() {
+        let mut process = table(&[], &[]).process;
+        for (wanted, descriptors, expected) in
+            [(None, 1024, 480), (None, 10, 1), (Some(100), 1024, 100), (Some(100_000), 1024, 480)]
+        {
+            process.max_connections = wanted;
+            assert_eq!(connection_limit(&process, descriptors), expected, "{wanted:?} of {descriptors}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_requests_until_its_deadline() {
+        const FAR: Duration = Duration::from_secs(3600);
+        let drain = Drain::new();
+        // Without work it ends at once, however far the deadline is.
+        requests_ended(&drain, Instant::now() + FAR).await;
+        // With a request it ends with the request.
+        let request = drain.guard(Work::Request);
+        let ended = tokio::spawn({
+            let drain = drain.clone();
+            async move { requests_ended(&drain, Instant::now() + FAR).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!ended.is_finished());
+        drop(request);
+        ended.await.expect("it ends");
+        // A request that does not end is left at the deadline.
+        let _stuck = drain.guard(Work::Request);
+        let until = Instant::now() + Duration::from_millis(20);
+        requests_ended(&drain, until).await;
+        assert!(Instant::now() >= until);
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_holds_a_drain_up_for_a_moment_only() {
+        let drain = Drain::new();
+        let _silent = drain.guard(Work::Connection);
+        requests_ended(&drain, Instant::now() + Duration::from_secs(3600)).await;
+    }
+}

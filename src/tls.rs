@@ -1,0 +1,317 @@
+//! From the first byte of a connection to a finished handshake, under one deadline.
+//!
+//! The site is chosen by SNI (RFC 6066 3); its policy says versions, ALPN and client certificates,
+//! the store has its certificate. Every way to fail is a `HandshakeError` that says why in words.
+//! No HTTP here, and no decision about requests.
+
+pub mod certs;
+pub mod client;
+pub mod fault;
+pub mod files;
+mod hello;
+mod load;
+pub mod local_ca;
+mod policies;
+pub mod subject;
+
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::server::ClientHello;
+use rustls::{CertificateError, CipherSuite, PeerIncompatible, ProtocolVersion, ServerConnection};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::StartHandshake;
+use tokio_rustls::server::TlsStream;
+
+use crate::addr::{HostName, HostPattern};
+use crate::site::policy::{Alpn, TlsPolicy};
+use crate::site::{ListenerId, Site, SiteTable, UnknownSni};
+use hello::{Alert, Hello, Progress};
+
+pub use client::client_config;
+pub use fault::{HandshakeError, Spoke, TlsError};
+pub use load::{Loaded, TlsWarning, load_all, publish_all, withdraw_unused};
+pub use policies::{Policies, provider};
+
+/// A finished handshake.
+#[derive(Debug)]
+pub struct Handshake<S> {
+    /// The stream, ready for HTTP.
+    pub stream: TlsStream<S>,
+    /// What was agreed.
+    pub facts: Rc<TlsFacts>,
+}
+
+/// What a handshake agreed on.
+#[derive(Clone, Debug)]
+pub struct TlsFacts {
+    /// The name that the client asked for.
+    pub sni: Option<HostName>,
+    /// The site whose policy and certificate were used.
+    pub site_host: HostPattern,
+    /// That policy.
+    pub policy: Arc<TlsPolicy>,
+    /// The protocol; HTTP/1.1 when the client did not negotiate one.
+    pub alpn: Alpn,
+    /// `1.2` or `1.3`.
+    pub version: &'static str,
+    /// The cipher without its hash: `AES_128_GCM`.
+    pub cipher: &'static str,
+    /// The key exchange; `None` for a session of TLS 1.2 that was resumed.
+    pub group: Option<&'static str>,
+    /// Subject of a verified client certificate (RFC 4514, printable ASCII).
+    pub client_subject: Option<Box<str>>,
+}
+
+/// Runs the handshake of one connection.
+///
+/// `local` is the address that the client connected to; it stands for the name when the client sends
+/// none (RFC 6066 3 has no SNI for addresses). `deadline` is absolute and bounds everything here.
+///
+/// # Errors
+/// When no handshake comes about. The client has got the fitting alert then.
+pub async fn accept<S>(
+    stream: S,
+    policies: &Policies,
+    table: &SiteTable,
+    listener: ListenerId,
+    local: Option<IpAddr>,
+    deadline: Instant,
+) -> Result<Handshake<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut progress = Progress::default();
+    // Boxed: the handshake's state is given back with its end, and does not stay in the task of a
+    // connection that then lives for days.
+    let handshake = Box::pin(handshake(stream, policies, table, listener, local, &mut progress));
+    match timeout_at(deadline, handshake).await {
+        Ok(result) => result,
+        Err(_) => Err(HandshakeError::Timeout { sni: progress.sni, bytes: progress.bytes }),
+    }
+}
+
+async fn handshake<S>(
+    mut stream: S,
+    policies: &Policies,
+    table: &SiteTable,
+    listener: ListenerId,
+    local: Option<IpAddr>,
+    progress: &mut Progress,
+) -> Result<Handshake<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Hello { accepted, raw } = hello::read(&mut stream, progress).await?;
+    let client_hello = accepted.client_hello();
+    let sni: Option<Box<str>> = client_hello.server_name().map(Into::into);
+    progress.sni.clone_from(&sni);
+
+    let Some(choice) = Choice::make(table, listener, sni.as_deref(), local) else {
+        hello::send(&mut stream, Alert::UnrecognizedName).await;
+        return Err(HandshakeError::UnknownName { sni, local, sites: some_names(table, listener) });
+    };
+    // By the site's own pattern, not by SNI: a name whose certificate is missing must not fall to
+    // the wildcard of another site.
+    let Some(certificate) = policies.certs().of(choice.pattern) else {
+        hello::send(&mut stream, Alert::InternalError).await;
+        return Err(HandshakeError::NoCertificate { sni, site: choice.pattern.clone() });
+    };
+    if let Some(offered) = alpn_without_overlap(&client_hello, choice.policy) {
+        hello::send(&mut stream, Alert::NoApplicationProtocol).await;
+        let ours = list(choice.policy.alpn.iter().map(|protocol| policies::alpn_id(*protocol)));
+        return Err(HandshakeError::Alpn { sni, offered, ours });
+    }
+    let base = match policies.config(choice.policy) {
+        Ok(base) => base,
+        Err(error) => {
+            hello::send(&mut stream, Alert::InternalError).await;
+            return Err(HandshakeError::Protocol { sni, why: error.to_string().into() });
+        }
+    };
+    let config = policies::with_certificate(&base, Arc::clone(&certificate.key));
+    match StartHandshake::from_parts(accepted, stream).into_stream(config).await {
+        Ok(stream) => {
+            let facts = TlsFacts::of(stream.get_ref().1, sni, &choice)?;
+            Ok(Handshake { stream, facts: Rc::new(facts) })
+        }
+        Err(error) => Err(explain(&error, sni, &raw, choice.policy)),
+    }
+}
+
+/// The site of a handshake.
+struct Choice<'t> {
+    site: &'t Site,
+    /// Which of its names was meant.
+    pattern: &'t HostPattern,
+    policy: &'t Arc<TlsPolicy>,
+}
+
+impl<'t> Choice<'t> {
+    /// By SNI; without one by the local address; else as `unknown_sni` says.
+    fn make(table: &'t SiteTable, listener: ListenerId, sni: Option<&str>, local: Option<IpAddr>) -> Option<Self> {
+        let named = match sni {
+            Some(name) => HostName::parse(name).ok(),
+            None => local.and_then(|ip| HostName::parse(&ip.to_canonical().to_string()).ok()),
+        };
+        let found = named.and_then(|name| Self::of(table, listener, name.as_str()));
+        found.or_else(|| match &table.unknown_sni {
+            UnknownSni::Reject => None,
+            UnknownSni::Site(name) => Self::of(table, listener, name.as_str()),
+        })
+    }
+
+    /// A site of another listener, or one without TLS, is not there.
+    fn of(table: &'t SiteTable, listener: ListenerId, name: &str) -> Option<Self> {
+        let site: &Site = table.find(name)?.site;
+        let tls = site.tls.as_ref().filter(|_| site.listener == listener)?;
+        let patterns = || std::iter::once(&site.host).chain(&site.aliases).filter(|pattern| pattern.matches(name));
+        let exact = patterns().find(|pattern| matches!(pattern, HostPattern::Exact(_)));
+        let pattern = exact.or_else(|| patterns().next())?;
+        Some(Self { site, pattern, policy: &tls.policy })
+    }
+}
+
+impl TlsFacts {
+    fn of(session: &ServerConnection, sni: Option<Box<str>>, choice: &Choice<'_>) -> Result<Self, HandshakeError> {
+        let client_subject = match session.peer_certificates().and_then(<[_]>::first) {
+            None => None,
+            Some(certificate) => match subject::of_certificate(certificate) {
+                Some(text) if text.len() <= subject::MAX_SUBJECT => Some(text.into()),
+                Some(_) => return Err(HandshakeError::ClientCert { sni, why: "its subject is too long".into() }),
+                None => return Err(HandshakeError::ClientCert { sni, why: "its subject cannot be read".into() }),
+            },
+        };
+        Ok(Self {
+            sni: sni.and_then(|name| HostName::parse(&name).ok()),
+            site_host: choice.site.host.clone(),
+            policy: Arc::clone(choice.policy),
+            alpn: match session.alpn_protocol() {
+                Some(b"h2") => Alpn::Http2,
+                Some(_) | None => Alpn::Http11,
+            },
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => "1.3",
+                // Nothing below is compiled in.
+                Some(_) | None => "1.2",
+            },
+            cipher: session.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite())),
+            group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()),
+            client_subject,
+        })
+    }
+}
+
+/// The cipher; the record has the version beside it, and the hash says nothing to a reader.
+fn cipher_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "AES_128_GCM",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "AES_256_GCM",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "CHACHA20_POLY1305",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE_ECDSA_AES_128_GCM",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE_ECDSA_AES_256_GCM",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE_ECDSA_CHACHA20_POLY1305",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE_RSA_AES_128_GCM",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE_RSA_AES_256_GCM",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE_RSA_CHACHA20_POLY1305",
+        other => other.as_str().unwrap_or(""),
+    }
+}
+
+/// What the client offers by ALPN, when it offers something and the site has none of it.
+fn alpn_without_overlap(hello: &ClientHello<'_>, policy: &TlsPolicy) -> Option<Box<str>> {
+    let is_ours = |theirs: &[u8]| policy.alpn.iter().any(|ours| policies::alpn_id(*ours) == theirs);
+    if policy.alpn.is_empty() || hello.alpn()?.any(is_ours) {
+        return None;
+    }
+    hello.alpn().map(list)
+}
+
+/// Protocol names, printable and bounded: the client chose them.
+fn list<'a>(names: impl Iterator<Item = &'a [u8]>) -> Box<str> {
+    let texts: Vec<String> = names.take(8).map(|name| name.escape_ascii().take(32).map(char::from).collect()).collect();
+    texts.join(", ").into()
+}
+
+/// Some of the names that this listener serves, for the log.
+fn some_names(table: &SiteTable, listener: ListenerId) -> Box<str> {
+    // Five are enough to see a typing error; every scanner writes such a line.
+    const SHOWN: usize = 5;
+    let of_listener = || table.sites().iter().filter(|site| site.listener == listener && site.tls.is_some());
+    let shown: Vec<&str> = of_listener().take(SHOWN).map(|site| &*site.label).collect();
+    match of_listener().count() {
+        0 => "none here".into(),
+        count if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN).into(),
+        _ => shown.join(", ").into(),
+    }
+}
+
+/// Words for what ended a handshake that had a site.
+fn explain(error: &io::Error, sni: Option<Box<str>>, raw: &[u8], policy: &TlsPolicy) -> HandshakeError {
+    let Some(fault) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe => HandshakeError::Closed { sni },
+            _ => HandshakeError::Protocol { sni, why: error.to_string().into() },
+        };
+    };
+    let why: Box<str> = match fault {
+        rustls::Error::NoCertificatesPresented => {
+            return HandshakeError::ClientCert { sni, why: "none was sent, and the site requires one".into() };
+        }
+        rustls::Error::InvalidCertificate(reason) => {
+            return HandshakeError::ClientCert { sni, why: certificate_fault(reason) };
+        }
+        rustls::Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired,
+        ) => {
+            let offered = hello::versions_text(&hello::offered_versions(raw).unwrap_or_default());
+            return HandshakeError::Version { sni, offered, taken: policies::versions_text(policy.profile) };
+        }
+        rustls::Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => "no common cipher suite".into(),
+        rustls::Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => "no common key exchange group".into(),
+        rustls::Error::PeerIncompatible(PeerIncompatible::NoSignatureSchemesInCommon) => {
+            "the client accepts no signature that our key can make".into()
+        }
+        rustls::Error::AlertReceived(alert) => {
+            use rustls::AlertDescription as A;
+            let name = alert.as_str().unwrap_or("unknown");
+            match alert {
+                A::UnknownCA | A::BadCertificate | A::CertificateUnknown | A::CertificateExpired => {
+                    format!("the client does not accept our certificate (alert {name})").into()
+                }
+                _ => format!("the client ended the handshake (alert {name})").into(),
+            }
+        }
+        other => other.to_string().into(),
+    };
+    HandshakeError::Protocol { sni, why }
+}
+
+/// Words for what is wrong with a client certificate.
+fn certificate_fault(reason: &CertificateError) -> Box<str> {
+    match reason {
+        CertificateError::UnknownIssuer => "it is not issued by an accepted authority".into(),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired".into(),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet".into(),
+        CertificateError::BadSignature => "its signature is wrong".into(),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "it is not meant for clients (extended key usage)".into()
+        }
+        other => format!("it was not accepted: {other}").into(),
+    }
+}
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! Golden diagnostics: each `tests/cases/NAME.toml` is checked by the real program, and its whole
+//! output is compared with `NAME.txt`. `BLESS=1 cargo test --test cases` writes what came out; look
+//! at the difference before you keep it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tidegate::config;
+
+/// The folder of the cases.
+fn cases() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases")
+}
+
+/// True when what comes out is to be kept.
+fn is_blessing() -> bool {
+    std::env::var_os("BLESS").is_some()
+}
+
+/// A copy of the cases with certificates, keys and secrets, which are better not kept in a repository.
+fn workshop() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&cases(), folder.path());
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["claw.example.com".to_owned()]).expect("a name");
+    let chain = params.self_signed(&key).expect("a certificate").pem();
+    for (name, content, mode) in [
+        ("chain.pem", chain.as_str(), 0o644),
+        ("private.key", key.serialize_pem().as_str(), 0o600),
+        ("open.key", key.serialize_pem().as_str(), 0o644),
+        ("token.txt", "Bearer abc\n", 0o600),
+    ] {
+        let path = folder.path().join("pem").join(name);
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("permissions set");
+    }
+    folder
+}
+
+/// Copies a folder.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a listing") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+/// Runs the program in a folder, with an environment that is the same everywhere.
+fn tidegate(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("HOME", "/home/ops")
+        .output()
+        .expect("the program starts")
+}
+
+/// What the program said and how it ended, without what differs from machine to machine.
+fn transcript(folder: &Path, args: &[&str]) -> String {
+    let output = tidegate(folder, args);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    let all = format!("{}{}exit {}\n", text(output.stdout), text(output.stderr), output.status.code().unwrap_or(-1));
+    let folder = fs::canonicalize(folder).expect("a path");
+    all.replace(folder.to_str().expect("text"), "/etc/tidegate")
+}
+
+/// Compares with the kept text, or keeps the new one.
+fn compare(file: &Path, found: &str, faults: &mut Vec<String>) {
+    if is_blessing() {
+        fs::write(file, found).expect("written");
+        return;
+    }
+    let kept = fs::read_to_string(file).unwrap_or_default();
+    if kept != found {
+        faults.push(format!("{}\n--- kept\n{kept}\n--- found\n{found}", file.display()));
+    }
+}
+
+/// The names of the cases.
+fn names() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(cases())
+        .expect("the cases")
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".toml")?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn each_fault_is_reported_as_kept() {
+    let folder = workshop();
+    let mut faults = Vec::new();
+    for name in names() {
+        let found = transcript(folder.path(), &["check", "-c", &format!("{name}.toml")]);
+        compare(&cases().join(format!("{name}.txt")), &found, &mut faults);
+        let (code, marker) = match name.split('-').next() {
+            Some("good") => ("exit 0\n", "0 errors, 0 warnings."),
+            Some("warn") => ("exit 0\n", "warning[C"),
+            _ => ("exit 2\n", "error[C"),
+        };
+        if !found.ends_with(code) || !found.contains(marker) {
+            faults.push(format!("{name} should end with {code} and say {marker}:\n{found}"));
+        }
+    }
+    assert!(faults.is_empty(), "{} cases differ:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn json_has_the_same_facts() {
+    let folder = workshop();
+    let mut faults = Vec::new();
+    let found = transcript(folder.path(), &["check", "--json", "-c", "include-same-site.toml"]);
+    compare(&cases().join("json.txt"), &found, &mut faults);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn each_code_has_a_case() {
+    let all: String = names()
+        .iter()
+        .map(|name| fs::read_to_string(cases().join(format!("{name}.txt"))).unwrap_or_default())
+        .collect();
+    let missing: Vec<&str> = config::report::Code::ALL
+        .iter()
+        .map(|code| code.as_str())
+        // C002 is a missing main file, which no case can be; see `a_missing_file_is_one_diagnostic`.
+        .filter(|code| *code != "C002" && !all.contains(&format!("[{code}]")))
+        .collect();
+    assert_eq!(missing, Vec::<&str>::new());
+}
+
+#[test]
+fn ten_mistakes_are_ten_diagnostics_with_place_and_remedy() {
+    let folder = workshop();
+    let output = tidegate(folder.path(), &["check", "--json", "-c", "ten.toml"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(output.status.code(), Some(2));
+    let diagnostics = report["diagnostics"].as_array().expect("a list");
+    assert!(diagnostics.len() >= 10, "{report}");
+    assert_eq!(report["errors"], diagnostics.len());
+    let mut codes = std::collections::BTreeSet::new();
+    for diagnostic in diagnostics {
+        codes.insert(diagnostic["code"].to_string());
+        assert!(diagnostic["place"]["line"].as_u64() > Some(0), "{diagnostic}");
+        assert!(diagnostic["place"]["column"].as_u64() > Some(0), "{diagnostic}");
+        let has_help = !diagnostic["help"].as_array().expect("a list").is_empty();
+        assert!(
+            has_help || diagnostic["place"]["label"].as_str().is_some_and(|label| label.starts_with("write")),
+            "{diagnostic}"
+        );
+    }
+    assert!(codes.len() >= 10, "{codes:?}");
+}
+
+#[test]
+fn strict_counts_warnings() {
+    let folder = workshop();
+    assert_eq!(tidegate(folder.path(), &["check", "-c", "warn-hsts.toml"]).status.code(), Some(0));
+    assert_eq!(tidegate(folder.path(), &["check", "--strict", "-c", "warn-hsts.toml"]).status.code(), Some(2));
+    assert_eq!(tidegate(folder.path(), &["check", "--strict", "-c", "good-everything.toml"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_missing_file_is_one_diagnostic() {
+    let folder = workshop();
+    let found = transcript(folder.path(), &["check", "-c", "nothing.toml"]);
+    assert_eq!(
+        found,
+        "error[C002]: cannot read \"nothing.toml\": there is no such file\n\n1 error, 0 warnings.\nexit 2\n"
+    );
+    let found = transcript(&folder.path().join("pem"), &["check"]);
+    assert!(found.contains("run --host localhost") && found.ends_with("exit 1\n"), "{found}");
+}
+
+#[test]
+fn show_tells_each_value_and_its_origin() {
+    let folder = workshop();
+    let mut faults = Vec::new();
+    let found = transcript(folder.path(), &["show", "-c", "good-everything.toml"]);
+    assert!(!found.contains("Bearer"), "a secret is shown");
+    compare(&cases().join("show.txt"), &found, &mut faults);
+    let one = transcript(folder.path(), &["show", "admin.internal", "-c", "good-everything.toml"]);
+    assert!(one.starts_with("site \"admin.internal\"\n") && !one.contains("claw"), "{one}");
+    let unknown = transcript(folder.path(), &["show", "x.internal", "-c", "good-everything.toml"]);
+    assert!(unknown.contains("there is no site \"x.internal\"") && unknown.ends_with("exit 2\n"), "{unknown}");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn show_masks_a_secret_in_the_file() {
+    let folder = workshop();
+    let found = transcript(folder.path(), &["show", "-c", "warn-inline-secret.toml"]);
+    assert!(
+        found.contains("headers.request.set.authorization") && found.contains("***") && !found.contains("Bearer"),
+        "{found}"
+    );
+}
+
+#[test]
+fn the_reference_is_made_of_the_docs_and_states_the_defaults() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.toml");
+    let mut faults = Vec::new();
+    compare(&file, &config::reference(), &mut faults);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    let short = "[upstreams.gateway]\nservers = [\"127.0.0.1:18789\"]\n\
+        [sites.\"gateway.internal\"]\nupstream = \"gateway\"\n\
+        [[sites.\"gateway.internal\".routes]]\npath = \"/api\"\n";
+    let load = |text: &str| {
+        config::compile_text("reference.toml", text).map_err(|report| report.to_text(false)).expect("no faults")
+    };
+    let (long, short) = (load(&config::reference()), load(short));
+    assert_eq!(Report::text(&long), "", "the reference is free of warnings");
+    assert_eq!(format!("{:#?}", long.table), format!("{:#?}", short.table), "a written default changes nothing");
+}
+
+/// The warnings of a loaded configuration as text.
+struct Report;
+
+impl Report {
+    fn text(loaded: &config::Loaded) -> String {
+        config::Report::from(loaded.warnings.clone()).to_text(false)
+    }
+}
+
+#[test]
+fn the_schema_knows_every_key_and_forbids_others() {
+    let schema = config::json_schema();
+    assert_eq!(schema["properties"]["listen"]["properties"]["keep_alive_timeout"]["default"], "75s");
+    assert_eq!(schema["properties"]["listen"]["additionalProperties"], false);
+    let site = &schema["properties"]["sites"]["additionalProperties"]["properties"];
+    assert_eq!(site["preset"]["enum"][0], "openclaw");
+    assert_eq!(site["routes"]["items"]["required"][0], "path");
+    let folder = workshop();
+    let printed: serde_json::Value =
+        serde_json::from_slice(&tidegate(folder.path(), &["schema"]).stdout).expect("JSON");
+    assert_eq!(printed, schema);
+}
+
+#[test]
+fn the_shipped_files_are_free_of_faults() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let found = transcript(root, &["check", "--strict", "-c", "config/local.toml"]);
+    assert_eq!(found, "0 errors, 0 warnings.\nexit 0\n");
+    // The public one names certificates of the machine it will run on; nothing else may be wrong.
+    let report = config::load(&root.join("config/tidegate.toml")).expect_err("no certificate here");
+    assert!(report.diagnostics().iter().all(|d| d.code == config::report::Code::File), "{}", report.to_text(false));
+}
+
+#[test]
+fn flags_make_a_local_gateway_without_a_file() {
+    let loaded =
+        config::from_flags("localhost", "127.0.0.1:18789").map_err(|report| report.to_text(false)).expect("no faults");
+    let local = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/local.toml")).expect("the file");
+    let same = config::compile_text("local.toml", &local).map_err(|report| report.to_text(false)).expect("no faults");
+    assert_eq!(format!("{:?}", loaded.table), format!("{:?}", same.table));
+    assert!(loaded.sources.is_empty());
+    assert!(config::from_flags("localhost", "no port").is_err());
+    assert!(config::from_flags("a\"b", "127.0.0.1:1").is_err());
+    let other = config::from_flags("claw.internal", "127.0.0.1:18789")
+        .map_err(|report| report.to_text(false))
+        .expect("no faults");
+    assert_eq!(other.table.listeners[0].https.len(), 2);
+}
+
+#[test]
+fn a_damaged_file_is_reported_and_never_a_panic() {
+    for name in names() {
+        let text = fs::read_to_string(cases().join(format!("{name}.toml"))).expect("a case");
+        let cuts = (0..text.len()).step_by(5).filter(|at| text.is_char_boundary(*at));
+        for at in cuts {
+            let without_line: String = text
+                .lines()
+                .enumerate()
+                .filter(|(line, _)| *line != at / 5)
+                .map(|(_, line)| format!("{line}\n"))
+                .collect();
+            for damaged in [&text[..at], &text[at..], &without_line] {
+                if let Err(report) = config::compile_text("damaged.toml", damaged) {
+                    assert!(report.has_errors());
+                    assert!(!report.to_text(false).is_empty());
+                    assert_eq!(report.to_json()["ok"], false);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Who may know whom: the table of the house (ARCHITECTURE.md), checked against every `crate::` path in `src`.
+//!
+//! Each file has a row. A row lists what its file may import, by module; `words` stands for layer 0.
+//! A name matches itself and, where it ends in `/`, all modules below it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Layer 0: what everything may speak of.
+const WORDS: [&str; 4] = ["addr", "body", "refusal", "drain"];
+
+/// One row: layer, file below `src` without `.rs`, what it may import.
+type Row = (u8, &'static str, &'static [&'static str]);
+
+/// The table. Lower layers first; a file imports lower layers, or a child or sibling that its row lists.
+const TABLE: &[Row] = &[
+    (0, "addr", &[]),
+    (0, "body", &[]),
+    (0, "refusal", &["body"]),
+    (0, "drain", &[]),
+    (1, "site", &["words", "site/"]),
+    (1, "site/route", &["words", "site/policy", "site/upstream"]),
+    (1, "site/policy", &["words"]),
+    (1, "site/upstream", &["words"]),
+    (1, "snapshot", &["site", "site/"]),
+    (2, "config", &["words", "config/", "site", "site/"]),
+    (2, "config/file", &["config/units"]),
+    (2, "config/units", &[]),
+    (2, "config/compile", &["words", "config/file", "config/units", "config/report", "site", "site/"]),
+    (2, "config/report", &[]),
+    (2, "policy", &["words", "policy/", "site", "site/"]),
+    (2, "policy/trust", &["words", "site", "site/"]),
+    (2, "policy/headers", &["words", "site", "site/"]),
+    (2, "tls", &["words", "tls/", "site", "site/"]),
+    (2, "tls/certs", &["words"]),
+    (2, "tls/files", &["words", "tls/certs", "snapshot", "site", "site/"]),
+    (2, "tls/local_ca", &["words", "tls/certs", "snapshot", "site", "site/"]),
+    (2, "access_log", &["words", "access_log/", "site", "site/"]),
+    (3, "forward", &["words", "forward/", "site", "site/", "access_log"]),
+    (3, "forward/balance", &["words", "site", "site/"]),
+    (3, "forward/pool", &["words", "site", "site/"]),
+    (3, "forward/tunnel", &["words", "access_log"]),
+    (
+        4,
+        "request",
+        &["words", "snapshot", "site", "site/", "policy", "policy/", "forward", "forward/", "tls", "access_log"],
+    ),
+    (
+        5,
+        "connection",
+        &["words", "request", "tls", "snapshot", "site", "site/", "connection/", "access_log", "forward"],
+    ),
+    (5, "connection/head_gate", &["words"]),
+    (6, "listen", &["words", "connection", "site", "site/"]),
+    (6, "worker", &["words", "listen", "connection", "forward"]),
+    (
+        7,
+        "server",
+        &[
+            "words",
+            "worker",
+            "listen",
+            "connection",
+            "forward",
+            "tls",
+            "tls/",
+            "access_log",
+            "snapshot",
+            "site",
+            "site/",
+            "config",
+            "config/",
+        ],
+    ),
+    (8, "control", &["words", "server"]),
+    (9, "cli", &["words", "cli/", "server", "control", "config", "config/", "site", "site/", "tls", "tls/"]),
+    (9, "lib", &[]),
+    (9, "main", &["cli"]),
+];
+
+/// Every file has a row, and imports nothing that its row does not list.
+#[test]
+fn every_file_imports_only_what_its_row_lists() {
+    let rows: BTreeMap<&str, (u8, &[&str])> = TABLE.iter().map(|(layer, file, may)| (*file, (*layer, *may))).collect();
+    assert_eq!(rows.len(), TABLE.len(), "a file has two rows");
+    let files = sources();
+    let mut faults = Vec::new();
+    for (file, path) in &files {
+        let Some((layer, may)) = rows.get(file.as_str()) else {
+            faults.push(format!("src/{file}.rs has no row in tests/suite/layers.rs"));
+            continue;
+        };
+        let text = std::fs::read_to_string(path).expect("a readable source");
+        for (line, used) in uses(&text, file, &files) {
+            if &used == file || may.iter().any(|allowed| allows(allowed, &used)) {
+                continue;
+            }
+            let other = rows.get(used.as_str()).map_or("no layer".to_owned(), |(other, _)| format!("layer {other}"));
+            faults.push(format!(
+                "src/{file}.rs:{line} (layer {layer}) imports {used} ({other}), which its row does not list"
+            ));
+        }
+    }
+    for file in rows.keys() {
+        if !files.contains_key(*file) {
+            faults.push(format!("tests/suite/layers.rs has a row for src/{file}.rs, which does not exist"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The table itself keeps the rule: a row lists lower layers, or its own layer's children and siblings.
+#[test]
+fn no_row_lists_a_higher_layer() {
+    let layer = |name: &str| TABLE.iter().find(|(_, file, _)| *file == name).map(|(layer, ..)| *layer);
+    for (own, file, may) in TABLE {
+        for name in may.iter().filter(|name| **name != "words") {
+            let below: Vec<u8> = match name.strip_suffix('/') {
+                Some(folder) => {
+                    TABLE.iter().filter(|row| row.1.starts_with(&format!("{folder}/"))).map(|row| row.0).collect()
+                }
+                None => layer(name).into_iter().collect(),
+            };
+            assert!(!below.is_empty(), "the row of {file} lists {name}, which has no row");
+            assert!(
+                below.iter().all(|layer| layer <= own),
+                "the row of {file} (layer {own}) lists {name}, which is higher"
+            );
+        }
+    }
+}
+
+fn allows(allowed: &str, used: &str) -> bool {
+    match allowed.strip_suffix('/') {
+        Some(folder) => used.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')),
+        None if allowed == "words" => WORDS.contains(&used),
+        None => allowed == used,
+    }
+}
+
+/// The files of `src` by name: `site/route` for `src/site/route.rs`.
+fn sources() -> BTreeMap<String, PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.clone()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).expect("src is readable").map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).expect("below src").with_extension("");
+                found.insert(name.to_string_lossy().into_owned(), path);
+            }
+        }
+    }
+    found
+}
+
+/// The modules that a file names by `crate::`, `tidegate::`, `super::` or `self::`, with the line of each.
+fn uses(text: &str, file: &str, files: &BTreeMap<String, PathBuf>) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    // Comments and test modules are not part of the house: a test may reach for whatever it needs.
+    let shipped = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
+    let code: String = shipped.lines().map(|line| format!("{}\n", line.split("//").next().unwrap_or(line))).collect();
+    for (keyword, base) in [("crate::", ""), ("tidegate::", ""), ("super::", parent(file)), ("self::", file)] {
+        for (at, _) in code.match_indices(keyword) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+                continue;
+            }
+            let line = code[..at].matches('\n').count() + 1;
+            for path in expand(&code[at + keyword.len()..]) {
+                let full: Vec<&str> =
+                    base.split('/').filter(|part| !part.is_empty()).chain(path.iter().map(String::as_str)).collect();
+                // The longest beginning that is a file is the module; the rest are items in it.
+                let module =
+                    (1..=full.len()).rev().map(|length| full[..length].join("/")).find(|name| files.contains_key(name));
+                if let Some(module) = module {
+                    found.push((line, module));
+                }
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn parent(file: &str) -> &str {
+    file.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+/// The paths of a use tree that begins here: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn expand(text: &str) -> Vec<Vec<String>> {
+    let text = text.trim_start();
+    if let Some(inner) = text.strip_prefix('{') {
+        let mut depth = 1;
+        let mut start = 0;
+        let mut paths = Vec::new();
+        for (at, c) in inner.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if (c == ',' && depth == 1) || depth == 0 {
+                paths.extend(expand(&inner[start..at]));
+                start = at + 1;
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        return paths;
+    }
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let (word, rest) = text.split_at(end);
+    if word.is_empty() {
+        return vec![Vec::new()];
+    }
+    match rest.strip_prefix("::") {
+        Some(rest) if word != "super" => {
+            let tails = expand(rest);
+            tails.into_iter().map(|tail| [vec![word.to_owned()], tail].concat()).collect()
+        }
+        _ => vec![vec![word.to_owned()]],
+    }
+}
+
+/// The reader of use trees reads what it must.
+#[test]
+fn use_trees_are_expanded() {
+    let files: BTreeMap<String, PathBuf> = ["site", "site/route", "addr", "policy/trust"]
+        .iter()
+        .map(|name| ((*name).to_owned(), PathBuf::new()))
+        .collect();
+    let found =
+        |text: &str, file: &str| uses(text, file, &files).into_iter().map(|(_, module)| module).collect::<Vec<_>>();
+    assert_eq!(found("use crate::site::{Site, route::{Route, Mount}};\n", "x"), ["site", "site/route"]);
+    assert_eq!(found("use super::route::Route;\n", "site/policy"), ["site/route"]);
+    assert_eq!(found("fn f(a: &crate::addr::HostName) {} // crate::site\n", "x"), ["addr"]);
+    assert_eq!(
+        found("use crate::policy::trust;\n#[cfg(test)]\nmod tests { use crate::site; }\n", "x"),
+        ["policy/trust"]
+    );
+}

@@ -1,0 +1,23 @@
+//! The black-box suite: the real program, real sockets, real clients.
+//!
+//! One file per theme; a test's name is the promise it proves, and its doc names the requirement
+//! (F-, N-, G-, O-, M-) or the RFC that the promise comes from. Helpers are in `harness`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation of a test is a panic by design")]
+
+mod harness;
+
+mod answers;
+mod config_cli;
+mod docs;
+mod drain;
+mod framing;
+mod http1;
+mod http2;
+mod layers;
+mod limits_timeouts;
+mod log;
+mod reload;
+mod routes;
+mod tls;
+mod trust;
+mod websocket;
