@@ -13,10 +13,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::addr::HostPattern;
-use crate::config;
 use crate::config::report::{Report, Severity};
+use crate::config::{self, Input};
 use crate::control;
-use crate::server::{Source, history};
+use crate::server::history;
 
 /// Where a configuration is looked for when none is named.
 const PLACES: [&str; 2] = ["tidegate.toml", "/etc/tidegate/tidegate.toml"];
@@ -98,7 +98,7 @@ struct FileArg {
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
-pub struct RunArgs {
+struct RunArgs {
     #[command(flatten)]
     file: FileArg,
     /// Serve this name without a configuration file
@@ -172,11 +172,11 @@ fn execute(command: Command) -> io::Result<Exit> {
 
 /// `tidegate run`: serves until it is told to stop.
 fn run(args: &RunArgs) -> io::Result<Exit> {
-    let source = match (&args.host, &args.upstream) {
-        (Some(host), Some(upstream)) => Source::Flags { host: host.clone(), upstream: upstream.clone() },
-        _ => Source::File(path(&args.file)?),
+    let input = match (&args.host, &args.upstream) {
+        (Some(host), Some(upstream)) => Input::Flags { host: host.clone(), upstream: upstream.clone() },
+        _ => Input::File(path(&args.file)?),
     };
-    let Err(fault) = control::run(source) else { return Ok(Exit::Fine) };
+    let Err(fault) = control::run(input) else { return Ok(Exit::Fine) };
     write!(anstream::stderr(), "{}", fault.to_text(true))?;
     Ok(if fault.exit_status() == 2 { Exit::WrongInput } else { Exit::CouldNotRun })
 }

@@ -8,12 +8,14 @@ mod disk;
 mod file;
 mod include;
 mod kinds;
+mod mirror;
 mod preset;
 mod read;
 pub mod report;
 mod schema;
 pub mod show;
 pub mod units;
+mod values;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +42,42 @@ pub struct Loaded {
     pub effective: Effective,
 }
 
+/// What a configuration is loaded from, at the start and at each reload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A file.
+    File(PathBuf),
+    /// `run --host NAME --upstream ADDR`.
+    Flags {
+        /// The name that is served.
+        host: String,
+        /// What it is served by.
+        upstream: String,
+    },
+}
+
+impl Input {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load(&self) -> Result<Loaded, Report> {
+        match self {
+            Self::File(path) => load(path),
+            Self::Flags { host, upstream } => from_flags(host, upstream),
+        }
+    }
+}
+
+impl std::fmt::Display for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Flags { .. } => f.write_str("command line"),
+        }
+    }
+}
+
 /// Reads a file and all that it includes.
 ///
 /// # Errors
@@ -47,7 +85,7 @@ pub struct Loaded {
 pub fn load(path: &Path) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     match disk::read_text(path) {
-        Ok(text) => compile(Source { name, path: Some(path.to_owned()), text }),
+        Ok(text) => compile(Source::new(name, Some(path.to_owned()), text)),
         Err(why) => {
             let mut report = Report::new();
             report.push(Diagnostic::nowhere(Code::Unreadable, format!("cannot read \"{name}\": {why}")));
@@ -62,7 +100,7 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
 /// # Errors
 /// As `load`.
 pub fn compile_text(name: &str, text: &str) -> Result<Loaded, Report> {
-    compile(Source { name: name.to_owned(), path: None, text: text.to_owned() })
+    compile(Source::new(name, None, text))
 }
 
 /// The configuration of `run --host NAME --upstream ADDR`, which needs no file: a gateway under
@@ -82,7 +120,7 @@ pub fn from_flags(host: &str, upstream: &str) -> Result<Loaded, Report> {
     if is_local {
         text.push_str("attribution = \"local\"\n");
     }
-    let mut loaded = compile(Source { name: "command line".to_owned(), path: None, text })?;
+    let mut loaded = compile(Source::new("command line", None, text))?;
     loaded.sources.clear();
     Ok(loaded)
 }

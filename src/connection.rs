@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::access_log::ConnectionRecord;
@@ -25,7 +26,7 @@ use crate::request::{Connection, Parts};
 use crate::site::policy::{Alpn, Timeouts};
 use crate::site::{Listener, Role, SiteTable};
 use crate::tls::{self, Policies, TlsFacts};
-use socket::{Patient, SendLimit, Socket};
+use socket::{Patient, Socket, SocketHandle};
 
 /// What all connections of a worker share.
 #[derive(Debug)]
@@ -74,37 +75,55 @@ pub struct Ending {
     pub kind: &'static str,
     /// In plain words.
     pub why: String,
-    /// Bytes that were read.
-    pub bytes_in: u64,
+    /// The answer that the gate gave itself.
+    pub answer: Option<Answered>,
     /// Whether it is worth a record although requests were answered.
     pub is_fault: bool,
+}
+
+/// An answer to what never became a request.
+#[derive(Debug)]
+pub struct Answered {
+    /// The request ID that it names.
+    pub id: Box<str>,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its stable code.
+    pub code: &'static str,
+}
+
+impl Ending {
+    /// An end that is nobody's fault.
+    pub fn quiet(kind: &'static str, why: impl Into<String>) -> Self {
+        Self { kind, why: why.into(), answer: None, is_fault: false }
+    }
 }
 
 /// Serves one connection to its end.
 pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
     let Accepted { socket, peer, local, role, at, guard: _counted } = accepted;
-    let arrival = Arrival { shared, peer, local, role, at };
+    let (socket, handle) = Patient::new(socket, Timeouts::default().send);
+    let arrival = Arrival { shared, peer, local, role, at, handle };
     let generation = arrival.shared.parts.snapshot.keep();
     let table = &generation.table;
     let Some(id) = table.listener_of(&arrival.role) else {
         // Accepted from the queue of a listener that a reload has just taken away.
-        return arrival.record("closed", "its listener is no longer configured", None, 0);
+        return arrival.record(&Ending::quiet("closed", "its listener is no longer configured"), None, None);
     };
     let bounds = Bounds::of(table.listener(id), table);
-    let (socket, send_limit) = Patient::new(socket, Timeouts::default().send);
     if !arrival.role.is_tls {
         drop(generation);
-        return arrival.http1(socket, None, bounds, send_limit).await;
+        return arrival.http1(socket, None, bounds).await;
     }
     let deadline = (at + bounds.handshake).into();
     let ip = local.map(|local| local.ip());
     let handshake = tls::accept(socket, &arrival.shared.policies, table, id, ip, deadline).await;
     drop(generation);
     match handshake {
-        Err(error) => arrival.record("tls", &error.to_string(), error.sni(), 0),
+        Err(error) => arrival.record(&Ending::quiet("tls", error.to_string()), error.sni(), None),
         Ok(handshake) => match handshake.facts.alpn {
-            Alpn::Http11 => arrival.http1(handshake.stream, Some(handshake.facts), bounds, send_limit).await,
-            Alpn::Http2 => arrival.http2(handshake.stream, handshake.facts, bounds, send_limit).await,
+            Alpn::Http11 => arrival.http1(handshake.stream, Some(handshake.facts), bounds).await,
+            Alpn::Http2 => arrival.http2(handshake.stream, handshake.facts, bounds).await,
         },
     }
 }
@@ -116,26 +135,27 @@ struct Arrival {
     local: Option<SocketAddr>,
     role: Arc<Role>,
     at: Instant,
+    handle: SocketHandle,
 }
 
 impl Arrival {
-    async fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds, send_limit: SendLimit)
+    async fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let connection = self.connection(tls);
         let parts = Rc::clone(&self.shared.parts);
-        let ending = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, send_limit).await;
+        let ending = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, self.handle.clone()).await;
         self.conclude(&connection, &ending);
     }
 
-    async fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, bounds: Bounds, send_limit: SendLimit)
+    async fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, bounds: Bounds)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let connection = self.connection(Some(tls));
         let parts = Rc::clone(&self.shared.parts);
-        let ending = http2::serve(parts, Rc::clone(&connection), stream, bounds, send_limit).await;
+        let ending = http2::serve(parts, Rc::clone(&connection), stream, bounds, self.handle.clone()).await;
         self.conclude(&connection, &ending);
     }
 
@@ -147,23 +167,25 @@ impl Arrival {
     /// Requests have their own records; what ended before one, or broke the protocol, gets one here.
     fn conclude(&self, connection: &Connection, ending: &Ending) {
         if connection.requests.get() == 0 || ending.is_fault {
-            let sni = connection.tls.as_ref().and_then(|tls| tls.sni.as_ref());
-            self.record(ending.kind, &ending.why, sni.map(|name| name.as_str()), ending.bytes_in);
+            let tls = connection.tls.as_deref();
+            let sni = tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str());
+            self.record(ending, sni, tls.map(|tls| tls.alpn.as_str()));
         }
     }
 
-    fn record(&self, ended: &str, why: &str, sni: Option<&str>, bytes_in: u64) {
+    fn record(&self, ending: &Ending, sni: Option<&str>, alpn: Option<&str>) {
         let log = &self.shared.parts.log;
         if log.is_on() {
             log.connection(&ConnectionRecord {
                 peer: self.peer,
                 listener: &self.role.address.to_string(),
-                ended,
-                why,
+                answer: ending.answer.as_ref().map(|answer| (&*answer.id, answer.status, answer.code)),
+                ended: ending.kind,
+                why: &ending.why,
                 sni,
-                alpn: None,
+                alpn,
                 lasted: self.at.elapsed(),
-                bytes_in,
+                bytes_in: self.handle.bytes_read(),
             });
         }
     }

@@ -35,6 +35,7 @@ use pool::{InFlight, Live, Pool};
 pub struct Upstreams {
     pool: Pool,
     turn: Cell<usize>,
+    told_held: Cell<Option<Instant>>,
 }
 
 /// What is sent and under which rules.
@@ -57,6 +58,8 @@ pub struct Plan<'a> {
 /// A response head, and the connection that its body comes from.
 #[derive(Debug)]
 pub struct Answer {
+    /// How long the request was held before anything took it.
+    pub held: Option<Duration>,
     /// The response; its framing is sound.
     pub response: Response<Incoming>,
     /// Keeps or closes the connection.
@@ -127,21 +130,37 @@ impl Upstreams {
     /// A refusal that says which endpoint failed, and how.
     pub async fn send(&self, mut request: Request<Body>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
         let hold = if plan.meter.is_none() { plan.upstream.hold } else { Duration::ZERO };
-        let held_until = Instant::now() + hold;
+        let begun = Instant::now();
+        let mut held = None;
         loop {
             let (lost, failure) = match self.send_to_any(request, plan).await? {
-                Sent::Answered(answer) => return Ok(*answer),
+                Sent::Answered(answer) => return Ok(Answer { held, ..*answer }),
                 Sent::Nowhere(request, failure) => (request, failure),
             };
             let DialError { failure, detail } = failure;
             if hold.is_zero() {
                 return Err(Refusal::Unreachable { failure, detail });
             }
-            if Instant::now() + HOLD_STEP > held_until {
+            if begun.elapsed() + HOLD_STEP > hold {
                 return Err(Refusal::Held { detail });
             }
+            self.tell_held(&detail, hold);
+            held = Some(begun.elapsed() + HOLD_STEP);
             request = *lost;
             sleep(HOLD_STEP).await;
+        }
+    }
+
+    /// One line for an outage, not one a request.
+    fn tell_held(&self, detail: &str, hold: Duration) {
+        const AGAIN: Duration = Duration::from_secs(30);
+        if self.told_held.get().is_none_or(|told| told.elapsed() > AGAIN) {
+            self.told_held.set(Some(Instant::now()));
+            tracing::warn!(
+                event = "holding",
+                "{detail}: requests without a body are held for up to {} s",
+                hold.as_secs()
+            );
         }
     }
 
@@ -309,7 +328,7 @@ async fn attempt(
     }
     let request = plan.meter.map(Rc::clone);
     let lease = Lease { link, live: Rc::clone(live), endpoint: Arc::clone(endpoint), request, in_flight };
-    Ok(Answer { response, lease })
+    Ok(Answer { held: None, response, lease })
 }
 
 /// What hyper would repair or overlook in a response (RFC 9112 6.3): refused, never passed on.

@@ -12,8 +12,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -41,6 +41,8 @@ struct GateState {
     limit: AtomicUsize,
     refused: AtomicU64,
     panics: AtomicU64,
+    reserve: Mutex<Vec<File>>,
+    is_reserve_short: AtomicBool,
 }
 
 impl Gate {
@@ -48,6 +50,7 @@ impl Gate {
     pub fn new(limit: usize) -> Self {
         let gate = Self::default();
         gate.set_limit(limit);
+        gate.refill();
         gate
     }
 
@@ -70,7 +73,34 @@ impl Gate {
     pub fn panics(&self) -> u64 {
         self.0.panics.load(Ordering::Relaxed)
     }
+
+    /// Brings the reserve back to its size and says whether that worked.
+    fn refill(&self) -> bool {
+        let mut reserve = self.0.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fill(&mut reserve)
+    }
+
+    /// See `refill`.
+    fn fill(&self, reserve: &mut Vec<File>) -> bool {
+        while reserve.len() < RESERVE {
+            let Ok(file) = File::open("/dev/null") else { break };
+            reserve.push(file);
+        }
+        let is_short = reserve.len() < RESERVE;
+        self.0.is_reserve_short.store(is_short, Ordering::Relaxed);
+        !is_short
+    }
+
+    /// True unless the process has run out of descriptors and nothing has become free since. One
+    /// atomic load as long as nothing is missing.
+    fn has_descriptors(&self) -> bool {
+        !self.0.is_reserve_short.load(Ordering::Relaxed) || self.refill()
+    }
 }
+
+/// Descriptors that are held to be given up when there are no others. More than one, because
+/// another thread may take one that was given up before it is back.
+const RESERVE: usize = 4;
 
 /// One listening socket of one worker, and what it is for.
 pub struct Door {
@@ -79,7 +109,6 @@ pub struct Door {
     is_adopted: bool,
     close: Notify,
     gate: Gate,
-    spare: RefCell<Option<File>>,
     complained: Cell<Option<Instant>>,
 }
 
@@ -108,7 +137,6 @@ impl Door {
             is_adopted,
             close: Notify::new(),
             gate,
-            spare: RefCell::new(spare_descriptor()),
             complained: Cell::new(None),
         })
     }
@@ -185,25 +213,33 @@ impl Door {
     }
 
     /// Without descriptors a client would hang in the queue and the loop would spin on the error.
-    /// The spare one is given up, so that the next client can be accepted and reset at once.
+    /// One of the reserve is given up, so that the next client can be accepted and reset at once.
     fn shed(&self, socket: &Listening, shared: &Rc<Shared>) -> bool {
-        drop(self.spare.take());
-        let arrival = coop::unconstrained(socket.accept()).now_or_never();
-        let has_shed = match arrival {
+        // Held over accept and close: workers that shed at once would take each other's descriptor.
+        let mut reserve = self.gate.0.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(reserve.pop());
+        let has_accepted = match coop::unconstrained(socket.accept()).now_or_never() {
             Some(Ok(arrival)) => {
-                self.refuse(arrival, "no file descriptor is free", shared);
+                self.refuse(arrival, NO_DESCRIPTOR, shared);
                 true
             }
-            Some(Err(_)) | None => false,
+            // Without a free descriptor Linux reports EMFILE even when nobody waits. With one it
+            // said that the queue is empty: the next accept sleeps until somebody comes.
+            None => true,
+            Some(Err(_)) => false,
         };
-        let spare = spare_descriptor();
-        let has_spare = spare.is_some();
-        *self.spare.borrow_mut() = spare;
-        has_shed && has_spare
+        self.gate.fill(&mut reserve);
+        has_accepted
     }
 
     /// Serves a connection, or closes it when too many are open.
     fn admit(&self, arrival: Arrival, shared: &Rc<Shared>) {
+        if !self.gate.has_descriptors() {
+            // It was accepted with a descriptor of the reserve, and could not get one for the endpoint.
+            self.refuse(arrival, NO_DESCRIPTOR, shared);
+            self.gate.refill();
+            return;
+        }
         // A connection that became a tunnel counts as a tunnel only; both hold descriptors.
         let open = shared.parts.drain.count(Work::Connection) + shared.parts.drain.count(Work::Tunnel);
         if open >= self.gate.limit() {
@@ -306,10 +342,8 @@ impl Listening {
     }
 }
 
-/// A descriptor to give up when there are no others.
-fn spare_descriptor() -> Option<File> {
-    File::open("/dev/null").ok()
-}
+/// Why a connection is refused for lack of descriptors.
+const NO_DESCRIPTOR: &str = "no file descriptor is free";
 
 /// Where the client connected to. A listener on one address knows it; a wildcard one must ask.
 fn local_address(socket: &Socket, role: &Role) -> Option<SocketAddr> {
@@ -324,6 +358,7 @@ fn local_address(socket: &Socket, role: &Role) -> Option<SocketAddr> {
 fn record(shared: &Shared, role: &Role, peer: PeerAddr, ended: &str, why: &str, at: Instant) {
     shared.parts.log.connection(&ConnectionRecord {
         peer,
+        answer: None,
         listener: &role.address.to_string(),
         ended,
         why,
@@ -338,4 +373,29 @@ fn record(shared: &Shared, role: &Role, peer: PeerAddr, ended: &str, why: &str, 
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_kept_and_comes_back() {
+        let gate = Gate::new(1);
+        let held = || gate.0.reserve.lock().map_or(0, |reserve| reserve.len());
+        assert_eq!(held(), RESERVE);
+        // Another thread took one that was given up.
+        drop(gate.0.reserve.lock().expect("no panic").pop());
+        gate.0.is_reserve_short.store(true, Ordering::Relaxed);
+        assert!(gate.has_descriptors(), "there are descriptors again");
+        assert_eq!(held(), RESERVE);
+    }
+
+    #[test]
+    fn a_panic_says_what_it_said() {
+        let text = |payload: Box<dyn Any + Send>| panic_text(&*payload);
+        assert_eq!(text(Box::new("a")), "a");
+        assert_eq!(text(Box::new(String::from("b"))), "b");
+        assert_eq!(text(Box::new(1)), "no message");
+    }
 }

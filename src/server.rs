@@ -15,7 +15,6 @@ mod log;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access_log::{self, AccessLog};
 use crate::config::report::Report;
-use crate::config::{self, Loaded};
+use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
@@ -41,20 +40,6 @@ use doors::Doors;
 pub use fault::StartError;
 pub use log::Log;
 
-/// Where the configuration comes from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// A file, and what it includes.
-    File(PathBuf),
-    /// The command line: `run --host NAME --upstream ADDR`.
-    Flags {
-        /// The site.
-        host: String,
-        /// Its upstream.
-        upstream: String,
-    },
-}
-
 /// What the machine gives the process.
 #[derive(Debug)]
 pub struct Machine {
@@ -66,7 +51,7 @@ pub struct Machine {
 
 /// A running edge.
 pub struct Server {
-    source: Source,
+    source: Input,
     machine: Machine,
     log: Log,
     certs: Arc<CertStore>,
@@ -91,7 +76,7 @@ impl Server {
     ///
     /// # Errors
     /// When the configuration has faults, or the machine refuses something.
-    pub async fn start(source: Source, machine: Machine, log: Log) -> Result<Self, StartError> {
+    pub async fn start(source: Input, machine: Machine, log: Log) -> Result<Self, StartError> {
         let began = Instant::now();
         let mut loaded = load(source.clone()).await?;
         log.configure(&loaded.table.log);
@@ -245,6 +230,14 @@ impl Server {
     pub async fn drain(&mut self) -> Cut {
         let process = self.parts.snapshot.current().table.process.clone();
         let drain = self.parts.drain.clone();
+        let requests_until = Instant::now() + process.grace;
+        // The phase first: what the emptied queues bring is answered with `Connection: close`.
+        drain.advance(Phase::Draining);
+        // A worker that is stuck must not hold up the end of the others.
+        if timeout(GOODBYE, self.doors.close_all()).await.is_err() {
+            tracing::error!(event = "stuck", "a worker did not close its listeners in time");
+        }
+        // Said when it is true: whoever reads it can rely on both.
         let (connections, tunnels) = self.open_work();
         let requests = drain.count(Work::Request);
         tracing::info!(
@@ -254,10 +247,6 @@ impl Server {
             tunnels,
             "no new connections; finishing what is open"
         );
-        let requests_until = Instant::now() + process.grace;
-        // The phase first: what the emptied queues bring is answered with `Connection: close`.
-        drain.advance(Phase::Draining);
-        self.doors.close_all().await;
         requests_ended(&drain, requests_until).await;
         // An elapsed time is an answer too: what is left is told, then cut.
         let _ = timeout(process.tunnel_grace, drain.none_left(Work::Tunnel)).await;
@@ -380,11 +369,8 @@ async fn requests_ended(drain: &Drain, until: Instant) {
 }
 
 /// Reads and compiles the configuration, away from the threads that drive sockets and signals.
-async fn load(source: Source) -> Result<Loaded, StartError> {
-    let loading = tokio::task::spawn_blocking(move || match &source {
-        Source::File(path) => config::load(path),
-        Source::Flags { host, upstream } => config::from_flags(host, upstream),
-    });
+async fn load(source: Input) -> Result<Loaded, StartError> {
+    let loading = tokio::task::spawn_blocking(move || source.load());
     off_thread(loading).await?.map_err(StartError::Config)
 }
 
@@ -564,7 +550,7 @@ pub(crate) mod tests {
                 max_connections: None,
                 workers: None,
             },
-            storage: PathBuf::from("/var/lib/tidegate"),
+            storage: std::path::PathBuf::from("/var/lib/tidegate"),
         };
         SiteTable::new(foundation, sites.into_iter().map(Arc::new).collect()).expect("no name twice")
     }

@@ -29,7 +29,7 @@ use tokio_rustls::server::TlsStream;
 use crate::addr::{HostName, HostPattern};
 use crate::site::policy::{Alpn, TlsPolicy};
 use crate::site::{ListenerId, Site, SiteTable, UnknownSni};
-use hello::{Alert, Hello, Progress};
+use hello::{Alert, Hello, Progress, Refused};
 
 pub use client::client_config;
 pub use fault::{HandshakeError, Spoke, TlsError};
@@ -89,7 +89,14 @@ where
     // connection that then lives for days.
     let handshake = Box::pin(handshake(stream, policies, table, listener, local, &mut progress));
     match timeout_at(deadline, handshake).await {
-        Ok(result) => result,
+        Ok(Ok(handshake)) => Ok(handshake),
+        Ok(Err((stream, Refused { error, goodbye }))) => {
+            // After the verdict and under a bound of its own, so that the deadline cannot take its place.
+            if let Some(mut stream) = stream.filter(|_| !goodbye.is_empty()) {
+                hello::farewell(&mut stream, &goodbye).await;
+            }
+            Err(error)
+        }
         Err(_) => Err(HandshakeError::Timeout { sni: progress.sni, bytes: progress.bytes }),
     }
 }
@@ -101,44 +108,47 @@ async fn handshake<S>(
     listener: ListenerId,
     local: Option<IpAddr>,
     progress: &mut Progress,
-) -> Result<Handshake<S>, HandshakeError>
+) -> Result<Handshake<S>, (Option<S>, Refused)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Hello { accepted, raw } = hello::read(&mut stream, progress).await?;
+    let Hello { accepted, raw } = match hello::read(&mut stream, progress).await {
+        Ok(hello) => hello,
+        Err(refused) => return Err((Some(stream), refused)),
+    };
     let client_hello = accepted.client_hello();
     let sni: Option<Box<str>> = client_hello.server_name().map(Into::into);
     progress.sni.clone_from(&sni);
 
     let Some(choice) = Choice::make(table, listener, sni.as_deref(), local) else {
-        hello::send(&mut stream, Alert::UnrecognizedName).await;
-        return Err(HandshakeError::UnknownName { sni, local, sites: some_names(table, listener) });
+        let error = HandshakeError::UnknownName { sni, local, sites: some_names(table, listener) };
+        return Err((Some(stream), Refused::with_alert(error, Alert::UnrecognizedName)));
     };
     // By the site's own pattern, not by SNI: a name whose certificate is missing must not fall to
     // the wildcard of another site.
     let Some(certificate) = policies.certs().of(choice.pattern) else {
-        hello::send(&mut stream, Alert::InternalError).await;
-        return Err(HandshakeError::NoCertificate { sni, site: choice.pattern.clone() });
+        let error = HandshakeError::NoCertificate { sni, site: choice.pattern.clone() };
+        return Err((Some(stream), Refused::with_alert(error, Alert::InternalError)));
     };
     if let Some(offered) = alpn_without_overlap(&client_hello, choice.policy) {
-        hello::send(&mut stream, Alert::NoApplicationProtocol).await;
         let ours = list(choice.policy.alpn.iter().map(|protocol| policies::alpn_id(*protocol)));
-        return Err(HandshakeError::Alpn { sni, offered, ours });
+        let error = HandshakeError::Alpn { sni, offered, ours };
+        return Err((Some(stream), Refused::with_alert(error, Alert::NoApplicationProtocol)));
     }
     let base = match policies.config(choice.policy) {
         Ok(base) => base,
         Err(error) => {
-            hello::send(&mut stream, Alert::InternalError).await;
-            return Err(HandshakeError::Protocol { sni, why: error.to_string().into() });
+            let error = HandshakeError::Protocol { sni, why: error.to_string().into() };
+            return Err((Some(stream), Refused::with_alert(error, Alert::InternalError)));
         }
     };
     let config = policies::with_certificate(&base, Arc::clone(&certificate.key));
     match StartHandshake::from_parts(accepted, stream).into_stream(config).await {
         Ok(stream) => {
-            let facts = TlsFacts::of(stream.get_ref().1, sni, &choice)?;
+            let facts = TlsFacts::of(stream.get_ref().1, sni, &choice).map_err(|error| (None, error.into()))?;
             Ok(Handshake { stream, facts: Rc::new(facts) })
         }
-        Err(error) => Err(explain(&error, sni, &raw, choice.policy)),
+        Err(error) => Err((None, explain(&error, sni, &raw, choice.policy).into())),
     }
 }
 

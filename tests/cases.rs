@@ -196,6 +196,43 @@ fn show_tells_each_value_and_its_origin() {
 }
 
 #[test]
+fn no_report_shows_a_secret() {
+    let all: String =
+        names().iter().filter_map(|name| fs::read_to_string(cases().join(format!("{name}.txt"))).ok()).collect();
+    assert!(!all.contains("Bearer") && !all.contains("user:pass") && !all.contains("MIGH"));
+    assert!(all.contains("authorization = \"*"), "the line itself is shown");
+}
+
+#[test]
+fn state_is_kept_where_the_service_manager_says() {
+    let folder = workshop();
+    let output = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["show", "-c", "warn-hsts.toml"])
+        .current_dir(folder.path())
+        .env_clear()
+        .env("STATE_DIRECTORY", "/var/lib/private/edge:/var/lib/other")
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains("storage  \"/var/lib/private/edge\"  default for this machine"), "{text}");
+}
+
+#[test]
+fn completions_and_manual_are_printed() {
+    let folder = workshop();
+    for (args, marker) in [
+        (&["completions", "bash"][..], "_tidegate"),
+        (&["man"][..], ".TH tidegate 1"),
+        (&["man", "check"][..], "\\-\\-strict"),
+    ] {
+        let found = transcript(folder.path(), args);
+        assert!(found.contains(marker) && found.ends_with("exit 0\n"), "{args:?}: {found}");
+    }
+    assert!(transcript(folder.path(), &["man", "fly"]).ends_with("exit 2\n"));
+    assert!(transcript(folder.path(), &["fly"]).ends_with("exit 2\n"));
+}
+
+#[test]
 fn show_masks_a_secret_in_the_file() {
     let folder = workshop();
     let found = transcript(folder.path(), &["show", "-c", "warn-inline-secret.toml"]);

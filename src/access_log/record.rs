@@ -102,6 +102,8 @@ pub enum Responder {
 pub struct Timings {
     /// From the first byte of the head to its last.
     pub head: Duration,
+    /// How long it was held because nothing answered.
+    pub held: Option<Duration>,
     /// From sending upstream to the endpoint's response head.
     pub upstream: Option<Duration>,
     /// From the first byte of the head to the end of the response.
@@ -169,6 +171,8 @@ pub struct ConnectionRecord<'a> {
     pub peer: PeerAddr,
     /// The address that accepted it.
     pub listener: &'a str,
+    /// Our answer to what never became a request: its ID, status and code.
+    pub answer: Option<(&'a str, StatusCode, &'a str)>,
     /// In which part it ended: `tls`, `http`, `timeout`, `idle`, `closed`, `panic`.
     pub ended: &'a str,
     /// Why, in words.
@@ -179,7 +183,7 @@ pub struct ConnectionRecord<'a> {
     pub alpn: Option<&'a str>,
     /// How long it lasted.
     pub lasted: Duration,
-    /// Bytes that were read, after decryption.
+    /// Bytes that were read from the socket.
     pub bytes_in: u64,
 }
 
@@ -243,6 +247,8 @@ pub(super) struct RequestLine<'a> {
 struct Millis {
     head: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<f64>,
     total: f64,
 }
@@ -283,6 +289,12 @@ pub(super) struct ConnectionLine<'a> {
     kind: &'static str,
     peer: Shown<PeerAddr>,
     listener: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
     ended: &'a str,
     why: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -330,7 +342,12 @@ impl<'a> RequestLine<'a> {
             upstream: r.upstream,
             via_port: r.via_port,
             upgrade: r.upgrade,
-            ms: Millis { head: millis(r.ms.head), upstream: r.ms.upstream.map(millis), total: millis(r.ms.total) },
+            ms: Millis {
+                head: millis(r.ms.head),
+                held: r.ms.held.map(millis),
+                upstream: r.ms.upstream.map(millis),
+                total: millis(r.ms.total),
+            },
             bytes: r.bytes,
             aborted: r.aborted,
             r#gen: r.generation,
@@ -377,6 +394,9 @@ impl<'a> ConnectionLine<'a> {
             kind: "connection",
             peer: Shown(r.peer),
             listener: r.listener,
+            id: r.answer.map(|(id, ..)| clip(id.as_bytes(), MAX_FIELD)),
+            status: r.answer.map(|(_, status, _)| status.as_u16()),
+            code: r.answer.map(|(.., code)| code),
             ended: r.ended,
             // Words of ours, which may quote a target that could not be parsed.
             why: clip_text(redactor.target(r.why), MAX_WORDS),

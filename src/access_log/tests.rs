@@ -60,6 +60,7 @@ fn request<'a>(method: &'a Method, target: &'a str) -> RequestRecord<'a> {
         via_port: Some(40122),
         upgrade: false,
         ms: Timings {
+            held: None,
             head: Duration::from_micros(420),
             upstream: Some(Duration::from_micros(3_149)),
             total: Duration::from_secs(12),
@@ -147,6 +148,7 @@ fn a_tunnel_and_a_connection_have_their_own_shape() {
         log.tunnel(&tunnel("/ws?token=s3cret"));
         log.connection(&ConnectionRecord {
             peer: PeerAddr::Unix,
+            answer: None,
             listener: "0.0.0.0:443",
             ended: "tls",
             why: "no certificate for \"old.example.com\"",
@@ -189,6 +191,7 @@ fn a_clients_text_is_masked_bounded_and_harmless() {
         log.tunnel(&TunnelRecord { how: "close 1000 \"\u{1b}[0m\n\"", ..tunnel(nasty) });
         log.connection(&ConnectionRecord {
             peer: peer(),
+            answer: None,
             listener: "l",
             ended: "http",
             why: "no target: \u{1b}\"/a?token=s3cret\"",

@@ -17,10 +17,12 @@ use std::time::Duration;
 use super::disk;
 use super::file::{self, File};
 use super::kinds::NetworkSource;
-use super::read::{At, Layer, List, Map, Period, Timeout, nearest, quoted};
+use super::preset::Presets;
+use super::read::{At, Layer, nearest, quoted};
 use super::report::{Code, Diagnostic, Report, Source};
 use super::show::Effective;
 use super::units::display_duration;
+use super::values::{List, Map, Period, Timeout};
 use crate::addr::{HostName, HostPattern};
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{
@@ -35,7 +37,8 @@ const LONG: Duration = Duration::from_secs(600);
 
 /// Compiles a file. `None` when the report has errors.
 pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
-    let mut compiler = Compiler { main, report, policies: Vec::new(), profile: TlsProfile::default() };
+    let mut compiler =
+        Compiler { main, presets: Presets::new(), report, policies: Vec::new(), profile: TlsProfile::default() };
     let (foundation, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
         return None;
@@ -54,6 +57,7 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
 struct Compiler<'r> {
     /// The main file, for what is missing from it as a whole.
     main: &'r Arc<Source>,
+    presets: Presets,
     report: &'r mut Report,
     /// Equal policies are one, so that their sites can share sessions.
     policies: Vec<Arc<TlsPolicy>>,
@@ -109,7 +113,15 @@ impl Compiler<'_> {
             Err(Fault { what, help }) => {
                 let of_defaults = place.split_once("\" of ").filter(|_| at.layer == Layer::Defaults);
                 let place = of_defaults.map_or_else(|| place.to_owned(), |(key, _)| format!("{key}\" of [defaults]"));
-                let mut diagnostic = Diagnostic::at(code, &at.span, format!("\"{}\" in {place}: {what}", at.value));
+                // A password in a URL is not repeated.
+                let shown = match at.value.rsplit_once('@').filter(|_| code == Code::Upstream) {
+                    Some((_, host)) => {
+                        self.report.hide(&at.span);
+                        format!("…@{host}")
+                    }
+                    None => at.value.clone(),
+                };
+                let mut diagnostic = Diagnostic::at(code, &at.span, format!("\"{shown}\" in {place}: {what}"));
                 if let Some(help) = help {
                     diagnostic = diagnostic.help(help);
                 }
@@ -189,7 +201,7 @@ impl Compiler<'_> {
         for (name, source) in map.map_or(&[][..], |map| &map.entries) {
             if built_in_networks().contains_key(name.value.as_str()) {
                 let message = format!("the network \"{}\" is built in", name.value);
-                self.push(Diagnostic::at(Code::DuplicateKey, &name.span, message).help("give yours another name"));
+                self.push(Diagnostic::at(Code::SetTwice, &name.span, message).help("give yours another name"));
                 continue;
             }
             if let Some((first, _)) = defined.iter().find(|(first, _)| first.value == name.value) {

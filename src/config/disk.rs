@@ -24,7 +24,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 /// Reads a text file whole.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
-    String::from_utf8(read(path)?).map_err(|_| "it is not UTF-8 text".to_owned())
+    let text = String::from_utf8(read(path)?).map_err(|_| "it is not UTF-8 text".to_owned())?;
+    // A byte order mark is no text: it would count as a column.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// Plain words for an error of the file system.
@@ -45,7 +47,6 @@ pub(crate) fn resolve(span: &Span, text: &str) -> PathBuf {
 }
 
 /// True when users other than the owner and the group can read it.
-#[cfg(unix)]
 pub(crate) fn is_readable_by_others(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(path).is_ok_and(|facts| facts.mode() & 0o004 != 0)

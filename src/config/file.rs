@@ -5,12 +5,11 @@
 //! Nothing here judges what a value means; `config/compile.rs` does.
 
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
-use super::read::{
-    AnyText, At, Count, Key, Layer, List, Listed, Map, Mirror, Node, Period, Reader, Sample, Shape, Table, Timeout,
-    Value, choice, mirror, read_table,
-};
+use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
+use super::read::{At, Layer, Node, Reader, read_table};
 use super::report::Span;
 use super::units::ByteSize;
+use super::values::{AnyText, Count, List, Map, Period, Timeout};
 
 mirror! {
     /// A whole file. An included file takes the same keys.

@@ -10,8 +10,10 @@ use toml::de::DeTable;
 
 use super::disk;
 use super::file::File;
-use super::read::{At, Layer, Listed, Map, Mirror, Reader, entries, read_entries};
+use super::mirror::{Listed, Mirror};
+use super::read::{At, Layer, Reader, entries, read_entries};
 use super::report::{Code, Diagnostic, Report, Source, Span};
+use super::values::Map;
 
 /// Reads a source and all that it includes. The sources are returned in the order of reading.
 pub(crate) fn read_all(main: &Arc<Source>, report: &mut Report) -> (Option<File>, Vec<Arc<Source>>) {
@@ -36,7 +38,7 @@ pub(crate) fn read_all(main: &Arc<Source>, report: &mut Report) -> (Option<File>
                     continue;
                 }
             };
-            let source = Arc::new(Source { name, path: Some(path), text });
+            let source = Arc::new(Source::new(name, Some(path), text));
             sources.push(Arc::clone(&source));
             if let Some(included) = read(&source, report) {
                 combine(&mut file, included, report);

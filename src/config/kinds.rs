@@ -5,11 +5,10 @@
 use toml::de::DeValue;
 
 use super::file::Edits;
-use super::read::{
-    At, Key, Layer, List, Listed, Map, Mirror, Node, Period, Reader, Sample, Shape, Table, Value, mirror, quoted,
-    read_table,
-};
+use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, mirror};
+use super::read::{At, Layer, Node, Reader, quoted, read_table};
 use super::report::{Code, Diagnostic, Span};
+use super::values::{List, Map, Period};
 
 mirror! {
     /// A secret by reference: exactly one of its keys.

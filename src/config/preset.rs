@@ -38,20 +38,39 @@ timeouts.response_head = "30s"
 limits.body = "1MiB"
 "#;
 
-/// The settings of a preset.
-pub(crate) fn settings(preset: file::Preset) -> Shared {
-    let (name, text) = match preset {
-        file::Preset::Openclaw => ("openclaw", OPENCLAW),
-        file::Preset::OpenclawApi => ("openclaw-api", OPENCLAW_API),
-        file::Preset::Websocket => ("websocket", WEBSOCKET),
-        file::Preset::None => return Shared::default(),
-    };
-    read(name, text).0
+/// All presets, read once for one compilation.
+pub(crate) struct Presets {
+    openclaw: Shared,
+    openclaw_api: Shared,
+    websocket: Shared,
+    none: Shared,
+}
+
+impl Presets {
+    /// Reads them.
+    pub(crate) fn new() -> Self {
+        Self {
+            openclaw: read("openclaw", OPENCLAW).0,
+            openclaw_api: read("openclaw-api", OPENCLAW_API).0,
+            websocket: read("websocket", WEBSOCKET).0,
+            none: Shared::default(),
+        }
+    }
+
+    /// The settings of one.
+    pub(crate) fn settings(&self, preset: file::Preset) -> &Shared {
+        match preset {
+            file::Preset::Openclaw => &self.openclaw,
+            file::Preset::OpenclawApi => &self.openclaw_api,
+            file::Preset::Websocket => &self.websocket,
+            file::Preset::None => &self.none,
+        }
+    }
 }
 
 /// Reads a preset; the report is empty, as the test shows.
 fn read(name: &str, text: &str) -> (Shared, Report) {
-    let source = Arc::new(Source { name: format!("preset \"{name}\""), path: None, text: text.to_owned() });
+    let source = Arc::new(Source::new(format!("preset \"{name}\""), None, text));
     let mut report = Report::new();
     let (table, _) = DeTable::parse_recoverable(text);
     let span = Span { source: Arc::clone(&source), range: 0..0 };

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::mirror::{Key, Mirror, Sample, Shape, Value};
 use super::report::{Code, Diagnostic, Report, Source, Span};
-use super::units::{self, ByteSize, UnitError};
 
 /// A value, where it stands, where its key stands, and which layer it belongs to.
 #[derive(Clone, Debug)]
@@ -38,106 +38,6 @@ pub(crate) enum Layer {
     Preset,
     /// At its own place.
     Own,
-}
-
-/// What can stand as a value in the file.
-pub(crate) trait Value: Sized + Clone {
-    /// Reads it; a fault goes to the report.
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self>;
-
-    /// What it looks like, for the schema and the reference.
-    fn shape() -> Shape;
-
-    /// Takes from a farther layer what this one does not say. Only tables have parts to take.
-    fn fill(&mut self, _far: &Self) {}
-
-    /// Lists the settings in it, for `show`.
-    fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
-        out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" });
-    }
-
-    /// Lists what holds when it is not there.
-    fn list_absent(path: &str, sample: Sample, out: &mut Vec<Listed>) {
-        if let Sample::Default(default) = sample {
-            out.push(Listed { path: path.to_owned(), said: None, default });
-        }
-    }
-}
-
-/// One effective setting, before it is made readable.
-pub(crate) struct Listed {
-    pub(crate) path: String,
-    /// Where it was said; `None` for a built-in default.
-    pub(crate) said: Option<(Span, Layer)>,
-    /// The built-in default as TOML.
-    pub(crate) default: &'static str,
-}
-
-/// What a value looks like.
-pub(crate) enum Shape {
-    Text,
-    Duration,
-    Size,
-    Flag,
-    Count {
-        least: u64,
-        most: u64,
-    },
-    Choice(&'static [&'static str]),
-    List(Box<Shape>),
-    /// Any names, all with values of one shape.
-    Map(Box<Shape>),
-    Table(Table),
-    OneOf(Vec<Shape>),
-}
-
-/// A table with known keys.
-pub(crate) struct Table {
-    pub(crate) keys: Vec<Key>,
-    /// What other names may hold, if any other name may stand here.
-    pub(crate) others: Option<Box<Shape>>,
-}
-
-/// One key: described once, here used by reader, schema, reference and `show`.
-pub(crate) struct Key {
-    pub(crate) name: &'static str,
-    pub(crate) doc: &'static [&'static str],
-    pub(crate) sample: Sample,
-    pub(crate) shape: Shape,
-}
-
-/// What holds without the key.
-#[derive(Clone, Copy)]
-pub(crate) enum Sample {
-    /// This default, as TOML.
-    Default(&'static str),
-    /// Nothing; this is an example.
-    Example(&'static str),
-    /// It must be there; this is an example.
-    Required(&'static str),
-    /// A table whose keys have their own defaults.
-    Parts,
-}
-
-/// A table with known keys, made by `mirror!`.
-pub(crate) trait Mirror: Default + Clone {
-    /// `a site`: for messages.
-    const WHAT: &'static str;
-
-    /// All keys, in the order of the reference.
-    fn keys() -> Vec<Key>;
-
-    /// Reads one key; false when there is no such key.
-    fn take(&mut self, key: &str, node: Node<'_>, reader: &mut Reader<'_>) -> bool;
-
-    /// Remembers that a key was written, but not so that it can be used.
-    fn mark_broken(&mut self, key: &'static str);
-
-    /// Takes from a farther layer what this one does not say.
-    fn inherit(&mut self, far: &Self);
-
-    /// Lists the effective settings.
-    fn settings(&self, path: &str, out: &mut Vec<Listed>);
 }
 
 /// One value of the document, and its key if it has one.
@@ -218,7 +118,7 @@ impl Reader<'_> {
     }
 
     /// True inside a top-level table.
-    fn is_top(&self, name: &str) -> bool {
+    pub(crate) fn is_top(&self, name: &str) -> bool {
         self.places.first().is_some_and(|place| place.strip_prefix('[').and_then(|p| p.strip_suffix(']')) == Some(name))
     }
 
@@ -272,6 +172,10 @@ pub(crate) fn read_table<M: Mirror>(node: Node<'_>, reader: &mut Reader<'_>) -> 
     let Some(entries) = node.entries() else {
         // A path where a reference belongs; a key itself is not repeated in a message.
         let wants_file = M::keys().iter().any(|key| key.name == "file");
+        if node.value.get_ref().as_str().is_some_and(|text| text.contains("-----BEGIN")) {
+            let span = reader.span(node);
+            reader.report.hide(&span);
+        }
         let example = match node.value.get_ref() {
             DeValue::String(text) if wants_file && !text.contains('\n') => {
                 format!("{} = {{ file = \"{text}\" }}", node.name())
@@ -330,12 +234,14 @@ fn unknown_key<M: Mirror>(
     let place = reader.place();
     let mut diagnostic = Diagnostic::at(Code::UnknownKey, &span, format!("unknown key \"{name}\" in {place}"))
         .label(format!("not a key of {}", M::WHAT));
-    if let Some(near) = nearest(name, keys.iter().map(|key| key.name)) {
+    if LATER.contains(&name) {
+        diagnostic = diagnostic.help("this version does not have it: remove it, for nothing would act on it");
+    } else if let Some(near) = nearest(name, keys.iter().map(|key| key.name)) {
         diagnostic = diagnostic.help(format!("did you mean \"{near}\"?"));
         // What was meant is said, though misspelled: its absence is no further fault.
         seen.push(near);
         mirror.mark_broken(near);
-    } else if let Some(parent) = keys.iter().find(|key| holds(&key.shape, name)) {
+    } else if let Some(parent) = keys.iter().find(|key| key.name != "defaults" && holds(&key.shape, name)) {
         diagnostic = diagnostic.help(format!("it is a key of \"{0}\": write {0}.{name}", parent.name));
     } else if let Some(advice) = elsewhere(name, &place) {
         diagnostic = diagnostic.help(advice);
@@ -345,6 +251,29 @@ fn unknown_key<M: Mirror>(
     }
     reader.report.push(diagnostic);
 }
+
+/// Keys of the format that this version does not have. Without them some would be taken for
+/// misspellings of others: `allow` is no part of `origins`.
+const LATER: &[&str] = &[
+    "acme",
+    "admin",
+    "allow",
+    "auth",
+    "compress",
+    "connections",
+    "deny",
+    "deny_with",
+    "environment",
+    "handshakes",
+    "health",
+    "identity",
+    "maintenance",
+    "proxy_protocol",
+    "requests",
+    "reuse_key",
+    "tunnels",
+    "upgrade_grace",
+];
 
 /// True when a table of this shape has the key.
 fn holds(shape: &Shape, name: &str) -> bool {
@@ -405,408 +334,6 @@ pub(crate) fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
-impl Value for String {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value.get_ref() {
-            DeValue::String(text) if text.is_empty() => {
-                let message = match node.key {
-                    Some(key) => format!("\"{}\" in {} is empty", key.get_ref(), reader.place()),
-                    None => format!("\"{}\" in {} has an empty entry", reader.list, reader.place()),
-                };
-                let span = reader.span(node);
-                reader.report.push(Diagnostic::at(Code::Empty, &span, message).help("say what is meant, or remove it"));
-                None
-            }
-            DeValue::String(text) => Some(text.clone().into_owned()),
-            DeValue::Integer(number) => reader.wrong_kind(node, "a text", &format!("\"{number}\"")),
-            _ => reader.wrong_kind(node, "a text", ""),
-        }
-    }
-
-    fn shape() -> Shape {
-        Shape::Text
-    }
-}
-
-impl Value for bool {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value.get_ref() {
-            DeValue::Boolean(flag) => Some(*flag),
-            DeValue::String(text) if matches!(&**text, "true" | "on" | "yes") => {
-                reader.wrong_kind(node, "true or false", "true, without quotes")
-            }
-            DeValue::String(text) if matches!(&**text, "false" | "off" | "no") => {
-                reader.wrong_kind(node, "true or false", "false, without quotes")
-            }
-            _ => reader.wrong_kind(node, "true or false", ""),
-        }
-    }
-
-    fn shape() -> Shape {
-        Shape::Flag
-    }
-}
-
-/// A text that may be empty, such as a body.
-#[derive(Clone, Debug)]
-pub(crate) struct AnyText(pub(crate) String);
-
-impl Value for AnyText {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value.get_ref() {
-            DeValue::String(text) => Some(Self(text.clone().into_owned())),
-            _ => reader.wrong_kind(node, "a text", ""),
-        }
-    }
-
-    fn shape() -> Shape {
-        Shape::Text
-    }
-}
-
-/// A duration that may be zero.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Period(pub(crate) std::time::Duration);
-
-impl Value for Period {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value.get_ref() {
-            DeValue::String(text) => unit(units::parse_duration(text), node, reader).map(Self),
-            DeValue::Integer(number) => unit(units::parse_duration(number.as_str()), node, reader).map(Self),
-            _ => reader.wrong_kind(node, "a duration", "a number and a unit, such as \"30s\""),
-        }
-    }
-
-    fn shape() -> Shape {
-        Shape::Duration
-    }
-}
-
-/// A duration above zero.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timeout(pub(crate) std::time::Duration);
-
-impl Value for Timeout {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        let Period(period) = Period::read(node, reader)?;
-        if period.is_zero() {
-            let span = reader.span(node);
-            let message =
-                format!("\"{}\" in {} is zero: everything would time out at once", node.name(), reader.place());
-            reader.report.push(
-                Diagnostic::at(Code::Zero, &span, message)
-                    .help("write a duration above zero, or remove the line for the default"),
-            );
-            return None;
-        }
-        Some(Self(period))
-    }
-
-    fn shape() -> Shape {
-        Shape::Duration
-    }
-}
-
-impl Value for ByteSize {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value.get_ref() {
-            DeValue::String(text) => unit(units::parse_size(text), node, reader),
-            DeValue::Integer(number) => unit(units::parse_size(number.as_str()), node, reader),
-            _ => reader.wrong_kind(node, "a size", "a number and a unit, such as \"20MiB\""),
-        }
-    }
-
-    fn shape() -> Shape {
-        Shape::Size
-    }
-}
-
-/// Passes a parsed unit on, or reports it.
-fn unit<T>(parsed: Result<T, UnitError>, node: Node<'_>, reader: &mut Reader<'_>) -> Option<T> {
-    match parsed {
-        Ok(value) => Some(value),
-        Err(error) => {
-            let code = match error {
-                UnitError::NoUnit { .. } => Code::NoUnit,
-                UnitError::Malformed { .. } | UnitError::TooLarge { .. } => Code::Unit,
-            };
-            let span = reader.span(node);
-            let advice = format!("write {}", error.advice());
-            reader.report.push(Diagnostic::at(code, &span, error.to_string()).label(advice));
-            None
-        }
-    }
-}
-
-/// A whole number in a range.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Count<const LEAST: u64, const MOST: u64>(pub(crate) usize);
-
-impl<const LEAST: u64, const MOST: u64> Value for Count<LEAST, MOST> {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        let DeValue::Integer(number) = node.value.get_ref() else {
-            let example = match node.value.get_ref() {
-                DeValue::String(text) if text.parse::<u64>().is_ok() => format!("{text}, without quotes"),
-                _ => String::new(),
-            };
-            return reader.wrong_kind(node, "a whole number", &example);
-        };
-        let parsed = u64::from_str_radix(number.as_str(), number.radix()).ok();
-        match parsed.filter(|n| (LEAST..=MOST).contains(n)).and_then(|n| usize::try_from(n).ok()) {
-            Some(number) => Some(Self(number)),
-            None => {
-                let span = reader.span(node);
-                let message = format!("\"{}\" in {} is out of range", node.name(), reader.place());
-                reader.report.push(
-                    Diagnostic::at(Code::Range, &span, message).label(format!("write a number from {LEAST} to {MOST}")),
-                );
-                None
-            }
-        }
-    }
-
-    fn shape() -> Shape {
-        Shape::Count { least: LEAST, most: MOST }
-    }
-}
-
-/// A list: each entry is read on its own, so that each fault is found.
-pub(crate) type List<T> = Vec<At<T>>;
-
-impl<T: Value> Value for List<T> {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        let DeValue::Array(array) = node.value.get_ref() else {
-            let example = match node.value.get_ref() {
-                DeValue::String(_) => format!("{} = [{}]", node.name(), reader.span(node).text()),
-                DeValue::Table(_) => format!("{} = [{{ … }}], or a table header in double brackets", node.name()),
-                _ => String::new(),
-            };
-            return reader.wrong_kind(node, "a list", &example);
-        };
-        let outer = std::mem::replace(&mut reader.list, node.name().to_owned());
-        let list = array.iter().filter_map(|value| reader.at(Node { value, key: None })).collect();
-        reader.list = outer;
-        Some(list)
-    }
-
-    fn shape() -> Shape {
-        Shape::List(Box::new(T::shape()))
-    }
-
-    fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
-        if !matches!(T::shape(), Shape::Table(_)) {
-            out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" });
-            return;
-        }
-        for (index, at) in self.iter().enumerate() {
-            at.value.list(&format!("{path}[{index}]"), &at.span, at.layer, out);
-        }
-    }
-}
-
-/// Names of the operator's choice, all with values of one kind, in the order of the file.
-#[derive(Clone, Debug)]
-pub(crate) struct Map<T> {
-    pub(crate) entries: Vec<(At<String>, At<T>)>,
-    pub(crate) why: Option<At<String>>,
-}
-
-impl<T> Default for Map<T> {
-    fn default() -> Self {
-        Self { entries: Vec::new(), why: None }
-    }
-}
-
-impl<T: Value> Value for Map<T> {
-    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        let Some(nodes) = node.entries() else {
-            return reader.wrong_kind(node, "a table", "");
-        };
-        let mut map = Self::default();
-        // A text may be one of the values; then "why" is a name like others.
-        let has_texts = matches!(T::shape(), Shape::Text | Shape::OneOf(_)) && !reader.is_top("networks");
-        for entry in nodes {
-            let Some(key) = entry.key else { continue };
-            if entry.name() == "why" && !has_texts && entry.value.get_ref().is_str() {
-                map.why = reader.at(entry);
-                continue;
-            }
-            let span = reader.span_of(key.span());
-            let name =
-                At { value: key.get_ref().clone().into_owned(), span: span.clone(), key: span, layer: reader.layer };
-            if let Some(value) = reader.at(entry) {
-                map.entries.push((name, value));
-            }
-        }
-        Some(map)
-    }
-
-    fn shape() -> Shape {
-        Shape::Map(Box::new(T::shape()))
-    }
-
-    fn fill(&mut self, far: &Self) {
-        for (name, value) in &far.entries {
-            match self.entries.iter_mut().find(|(own, _)| own.value.eq_ignore_ascii_case(&name.value)) {
-                Some((_, own)) => own.value.fill(&value.value),
-                None => self.entries.push((name.clone(), value.clone())),
-            }
-        }
-    }
-
-    fn list(&self, path: &str, _span: &Span, _layer: Layer, out: &mut Vec<Listed>) {
-        for (name, value) in &self.entries {
-            let name = if name.value.contains('.') { format!("\"{}\"", name.value) } else { name.value.clone() };
-            value.value.list(&format!("{path}.{name}"), &value.span, value.layer, out);
-        }
-    }
-}
-
-/// Makes a table of the file: its struct, and what reader, schema, reference and `show` need.
-///
-/// Each key has its doc, its kind, and a sample: `default`, `example`, `required` or `parts`.
-macro_rules! mirror {
-    (
-        $(#[doc = $about:literal])+
-        $name:ident, $what:literal {
-            $($(#[doc = $doc:literal])+ $key:ident: $kind:ty = $sample:ident $(($text:literal))?;)*
-        }
-        $(and $rest:ident: $rest_kind:ty)?
-    ) => {
-        $(#[doc = $about])+
-        #[derive(Clone, Debug, Default)]
-        pub(crate) struct $name {
-            $($(#[doc = $doc])+ pub(crate) $key: Option<At<$kind>>,)*
-            /// The operator's reason.
-            pub(crate) why: Option<At<String>>,
-            /// Keys that are written, but not so that they can be used.
-            pub(crate) broken: Vec<&'static str>,
-            $(/// Keys that other tables have too.
-            pub(crate) $rest: $rest_kind,)?
-        }
-
-        impl Mirror for $name {
-            const WHAT: &'static str = $what;
-
-            fn keys() -> Vec<Key> {
-                #[allow(unused_mut, reason = "only tables with shared keys add to it")]
-                let mut keys = vec![$(Key {
-                    name: stringify!($key),
-                    doc: &[$($doc),+],
-                    sample: mirror!(@sample $sample $(($text))?),
-                    shape: <$kind as Value>::shape(),
-                },)*];
-                $(keys.extend(<$rest_kind as Mirror>::keys().into_iter().filter(|key| key.name != "why"));)?
-                keys.push(Key {
-                    name: "why",
-                    doc: &[" The reason for what is unusual here. `tidegate show` prints it."],
-                    sample: Sample::Example("\"reports take long\""),
-                    shape: Shape::Text,
-                });
-                keys
-            }
-
-            fn take(&mut self, key: &str, node: Node<'_>, reader: &mut Reader<'_>) -> bool {
-                match key {
-                    $(stringify!($key) => self.$key = reader.at(node),)*
-                    "why" => self.why = reader.at(node),
-                    _ => {
-                        $(return self.$rest.take(key, node, reader);)?
-                        #[allow(unreachable_code, reason = "reached in tables without shared keys")]
-                        return false;
-                    }
-                }
-                true
-            }
-
-            fn mark_broken(&mut self, key: &'static str) {
-                self.broken.push(key);
-                $(self.$rest.mark_broken(key);)?
-            }
-
-            fn inherit(&mut self, far: &Self) {
-                $(match (&mut self.$key, &far.$key) {
-                    (Some(near), Some(far)) => Value::fill(&mut near.value, &far.value),
-                    (near @ None, far) => near.clone_from(far),
-                    (Some(_), None) => {}
-                })*
-                if self.why.is_none() {
-                    self.why.clone_from(&far.why);
-                }
-                self.broken.extend(&far.broken);
-                $(Mirror::inherit(&mut self.$rest, &far.$rest);)?
-            }
-
-            fn settings(&self, path: &str, out: &mut Vec<Listed>) {
-                let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-                $(match &self.$key {
-                    Some(at) => at.value.list(&join(stringify!($key)), &at.span, at.layer, out),
-                    None => <$kind as Value>::list_absent(&join(stringify!($key)), mirror!(@sample $sample $(($text))?), out),
-                })*
-                $(self.$rest.settings(path, out);)?
-                if let Some(why) = &self.why {
-                    out.push(Listed { path: join("why"), said: Some((why.span.clone(), why.layer)), default: "" });
-                }
-            }
-        }
-
-        impl Value for $name {
-            fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-                read_table(node, reader)
-            }
-
-            fn shape() -> Shape {
-                Shape::Table(Table { keys: <Self as Mirror>::keys(), others: None })
-            }
-
-            fn fill(&mut self, far: &Self) {
-                Mirror::inherit(self, far);
-            }
-
-            fn list(&self, path: &str, _span: &Span, _layer: Layer, out: &mut Vec<Listed>) {
-                Mirror::settings(self, path, out);
-            }
-
-            fn list_absent(path: &str, sample: Sample, out: &mut Vec<Listed>) {
-                if matches!(sample, Sample::Parts) {
-                    Mirror::settings(&Self::default(), path, out);
-                }
-            }
-        }
-    };
-    (@sample default($text:literal)) => { Sample::Default($text) };
-    (@sample example($text:literal)) => { Sample::Example($text) };
-    (@sample required($text:literal)) => { Sample::Required($text) };
-    (@sample parts) => { Sample::Parts };
-}
-
-/// Makes a list of words that a key may hold.
-macro_rules! choice {
-    ($(#[doc = $about:literal])+ $name:ident { $($text:literal => $variant:ident,)+ }) => {
-        $(#[doc = $about])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(crate) enum $name { $(#[doc = $text] $variant,)+ }
-
-        impl $name {
-            /// All words.
-            pub(crate) const WORDS: &'static [&'static str] = &[$($text,)+];
-        }
-
-        impl Value for $name {
-            fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-                match node.value.get_ref().as_str() {
-                    $(Some($text) => Some(Self::$variant),)+
-                    _ => crate::config::read::wrong_choice(node, Self::WORDS, reader),
-                }
-            }
-
-            fn shape() -> Shape {
-                Shape::Choice(Self::WORDS)
-            }
-        }
-    };
-}
-
 /// Reports a word that is not one of the choices.
 pub(crate) fn wrong_choice<T>(node: Node<'_>, words: &[&str], reader: &mut Reader<'_>) -> Option<T> {
     let choices = quoted(words.iter().copied());
@@ -825,5 +352,3 @@ pub(crate) fn wrong_choice<T>(node: Node<'_>, words: &[&str], reader: &mut Reade
     reader.report.push(diagnostic);
     None
 }
-
-pub(crate) use {choice, mirror};

@@ -45,7 +45,7 @@ codes! {
     Version = "C004" Error;
     /// An `include` that cannot be followed.
     Include = "C005" Error;
-    /// A key stands twice in one table.
+    /// A key or an entry stands twice where it may stand once.
     DuplicateKey = "C010" Error;
     /// Two sites claim one name.
     DuplicateSite = "C011" Error;
@@ -53,7 +53,7 @@ codes! {
     DuplicateRoute = "C012" Error;
     /// One address or name for two listeners.
     DuplicateListener = "C013" Error;
-    /// A key is set in two files.
+    /// A key or a name is set in two places.
     SetTwice = "C014" Error;
     /// A value of the wrong kind.
     Kind = "C020" Error;
@@ -167,6 +167,28 @@ pub struct Source {
     pub path: Option<PathBuf>,
     /// Its content.
     pub text: String,
+    /// Where its lines begin, so that a place in a large file is found at once.
+    lines: Vec<usize>,
+}
+
+impl Source {
+    /// A text and what it is called.
+    pub fn new(name: impl Into<String>, path: Option<PathBuf>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let lines = std::iter::once(0).chain(memchr::memchr_iter(b'\n', text.as_bytes()).map(|at| at + 1)).collect();
+        Self { name: name.into(), path, text, lines }
+    }
+
+    /// Line and column of a byte offset, both from 1; columns count characters.
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let mut offset = offset.min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|line| self.lines.get(line)).copied().unwrap_or(0);
+        (line, self.text[start..offset].chars().count() + 1)
+    }
 }
 
 /// A place in a source: a byte range.
@@ -181,7 +203,7 @@ pub struct Span {
 impl Span {
     /// Line and column of the beginning, both from 1; columns count characters.
     pub fn position(&self) -> (usize, usize) {
-        position(&self.source.text, self.range.start)
+        self.source.position(self.range.start)
     }
 
     /// The text at this place, as it was written.
@@ -193,17 +215,6 @@ impl Span {
     pub fn file_and_line(&self) -> String {
         format!("{}:{}", self.source.name, self.position().0)
     }
-}
-
-/// Line and column of a byte offset, both from 1.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let mut offset = offset.min(text.len());
-    while !text.is_char_boundary(offset) {
-        offset -= 1;
-    }
-    let before = &text[..offset];
-    let line = before.rfind('\n').map_or(0, |at| at + 1);
-    (before.matches('\n').count() + 1, before[line..].chars().count() + 1)
 }
 
 /// One fault or one doubt.
@@ -292,7 +303,7 @@ impl Diagnostic {
     fn to_json(&self) -> serde_json::Value {
         let place = |span: &Span, label: &str| {
             let (line, column) = span.position();
-            let (end_line, end_column) = position(&span.source.text, span.range.end);
+            let (end_line, end_column) = span.source.position(span.range.end);
             serde_json::json!({ "file": span.source.name, "line": line, "column": column,
                 "end_line": end_line, "end_column": end_column, "label": label })
         };
@@ -320,6 +331,8 @@ fn visible(span: &Span) -> Range<usize> {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     diagnostics: Vec<Diagnostic>,
+    /// Values that no snippet may show.
+    secrets: Vec<Span>,
 }
 
 impl Report {
@@ -348,6 +361,38 @@ impl Report {
         self.count(Severity::Error) > 0
     }
 
+    /// Keeps a value out of every snippet: reports end up in journals and tickets.
+    pub(crate) fn hide(&mut self, span: &Span) {
+        self.secrets.push(span.clone());
+    }
+
+    /// Puts other texts, with asterisks for the secrets, under the snippets.
+    fn mask(&mut self, sources: &[Arc<Source>]) {
+        for source in sources {
+            let secrets: Vec<_> = self.secrets.iter().filter(|span| Arc::ptr_eq(&span.source, source)).collect();
+            if secrets.is_empty() {
+                continue;
+            }
+            let mut bytes = source.text.clone().into_bytes();
+            for span in secrets {
+                for byte in bytes.get_mut(span.range.clone()).unwrap_or_default() {
+                    // Line ends stay, so that all other places keep their lines.
+                    if !matches!(byte, b'\n' | b'\r' | b'"' | b'\'') {
+                        *byte = b'*';
+                    }
+                }
+            }
+            let Ok(text) = String::from_utf8(bytes) else { continue };
+            let masked = Arc::new(Source::new(source.name.clone(), source.path.clone(), text));
+            for diagnostic in &mut self.diagnostics {
+                let spans = diagnostic.span.iter_mut().chain(diagnostic.also.as_mut().map(|(span, _)| span));
+                for span in spans.filter(|span| Arc::ptr_eq(&span.source, source)) {
+                    span.source = Arc::clone(&masked);
+                }
+            }
+        }
+    }
+
     /// Puts the diagnostics in the order of the files, those without a place first, and keeps one
     /// of those that say the same of one place: a value that many routes inherit is one fault.
     pub(crate) fn tidy(&mut self, sources: &[Arc<Source>]) {
@@ -358,6 +403,7 @@ impl Report {
             Some(span) => seen.insert((d.code, file(span), span.range.clone())),
             None => true,
         });
+        self.mask(sources);
     }
 
     /// The diagnostics themselves.
@@ -398,7 +444,7 @@ impl Report {
 
 impl From<Vec<Diagnostic>> for Report {
     fn from(diagnostics: Vec<Diagnostic>) -> Self {
-        Self { diagnostics }
+        Self { diagnostics, secrets: Vec::new() }
     }
 }
 
@@ -408,9 +454,12 @@ mod tests {
 
     #[test]
     fn columns_count_characters() {
-        assert_eq!(position("a\nü = 1", 5), (2, 3));
-        assert_eq!(position("a\nü = 1", 3), (2, 1), "inside a character");
-        assert_eq!(position("", 9), (1, 1));
+        let source = Source::new("test", None, "a\nü = 1");
+        assert_eq!(source.position(0), (1, 1));
+        assert_eq!(source.position(1), (1, 2), "a line's own end");
+        assert_eq!(source.position(5), (2, 3));
+        assert_eq!(source.position(3), (2, 1), "inside a character");
+        assert_eq!(Source::new("test", None, "").position(9), (1, 1));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value as Json, json};
 
 use super::file::File;
-use super::read::Value as _;
-use super::read::{Key, Mirror, Sample, Shape, Table};
+use super::mirror::Value as _;
+use super::mirror::{Key, Mirror, Sample, Shape, Table};
 
 /// The JSON Schema (draft 2020-12) of the format, for editors.
 pub fn json_schema() -> Json {

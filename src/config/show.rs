@@ -8,7 +8,8 @@ use toml::de::DeValue;
 
 use super::compile::text::is_secret_header;
 use super::file::{self, File, Shared};
-use super::read::{At, Layer, Listed, Mirror};
+use super::mirror::{Listed, Mirror};
+use super::read::{At, Layer};
 use crate::addr::HostPattern;
 
 /// All effective settings of one configuration.
@@ -67,7 +68,7 @@ impl Effective {
             group.settings.push(Setting {
                 key: "storage".to_owned(),
                 value,
-                origin: "default for this user".to_owned(),
+                origin: "default for this machine".to_owned(),
             });
         }
     }

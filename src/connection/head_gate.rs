@@ -80,8 +80,9 @@ enum Closing {
 /// Bytes that a client may send ahead of its turn; then it is not read any more until its turn
 /// comes. Our choice: many pipelined requests, and far more than the first frames of a WebSocket.
 const MAX_HELD: usize = 64 << 10;
-/// After our answer we read on for so long, and discard, so that the client gets the answer and not
-/// a reset (RFC 9112 9.6). Our choice: some round trips.
+/// A client that takes no bytes may delay the close for so long. Then we read on for as long again,
+/// and discard, so that the client gets the answer and not a reset (RFC 9112 9.6). Our choice: some
+/// round trips.
 const LINGER: Duration = Duration::from_secs(2);
 /// At most so many bytes are discarded; a client that sends more gets the reset.
 const LINGER_BYTES: usize = 1 << 20;
@@ -464,6 +465,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeadGate<S> {
             match std::mem::replace(&mut self.closing, Closing::Closed) {
                 Closing::Open if self.is_tunnel() => self.closing = Closing::HalfClose,
                 Closing::Open => {
+                    self.deadline = after(Instant::now(), LINGER);
                     self.closing = match self.fault {
                         Some(fault) if fault.is_answered() && self.follower.head().is_none() => {
                             let (id, bytes) = (self.answer)(fault);
@@ -482,22 +484,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeadGate<S> {
                         self.closing = Closing::Answer(bytes);
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => {
-                        self.closing = Closing::Answer(bytes);
-                        return Poll::Pending;
-                    }
+                    Poll::Pending => return self.close_later(cx, Closing::Answer(bytes)),
                 },
                 Closing::Flush => {
                     if Pin::new(&mut self.stream).poll_flush(cx)?.is_pending() {
-                        self.closing = Closing::Flush;
-                        return Poll::Pending;
+                        return self.close_later(cx, Closing::Flush);
                     }
                     self.closing = Closing::HalfClose;
                 }
                 Closing::HalfClose => {
                     if Pin::new(&mut self.stream).poll_shutdown(cx)?.is_pending() {
-                        self.closing = Closing::HalfClose;
-                        return Poll::Pending;
+                        return self.close_later(cx, Closing::HalfClose);
                     }
                     if self.should_linger() && !self.is_tunnel() {
                         self.deadline = after(Instant::now(), LINGER);
@@ -513,6 +510,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeadGate<S> {
                 Closing::Closed => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Goes on with a step of the close when the client takes bytes again, but not beyond the deadline.
+    fn close_later(&mut self, cx: &mut Context<'_>, step: Closing) -> Poll<io::Result<()>> {
+        if !self.is_tunnel() && self.is_late(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.closing = step;
+        Poll::Pending
     }
 
     /// Reads and discards, until the client closes or a bound is reached.

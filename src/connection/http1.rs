@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::future::{Future as _, poll_fn};
 use std::marker::PhantomData;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -15,10 +17,11 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep};
 
 use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
-use super::socket::SendLimit;
-use super::{Bounds, Ending};
+use super::socket::SocketHandle;
+use super::{Answered, Bounds, Ending};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::policy::headers;
@@ -35,7 +38,7 @@ pub async fn serve<S>(
     stream: S,
     bounds: Bounds,
     accepted: Instant,
-    send_limit: SendLimit,
+    socket: SocketHandle,
 ) -> Ending
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -46,7 +49,7 @@ where
     let limits = Limits { bytes: bounds.head_bytes, fields: bounds.head_fields };
     let (gate, handle) = HeadGate::new(stream, deadlines, limits, raw_answer);
     let carrier: Rc<dyn Carrier> =
-        Rc::new(Http1::<S> { handle: handle.clone(), exchange: RefCell::default(), send_limit, stream: PhantomData });
+        Rc::new(Http1::<S> { handle: handle.clone(), exchange: RefCell::default(), socket, stream: PhantomData });
     let service = service_fn(move |request: Request<Incoming>| {
         let served = request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request);
         async move { Ok::<_, Infallible>(served.await) }
@@ -63,18 +66,33 @@ where
     }
     let mut serving = pin!(builder.serve_connection(TokioIo::new(gate), service).with_upgrades());
     let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut is_told = false;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut serving => break ended,
-            () = &mut draining, if !is_told => {
-                is_told = true;
-                serving.as_mut().graceful_shutdown();
+    let (mut is_draining, mut is_told) = (false, false);
+    let mut patience: Option<Pin<Box<Sleep>>> = None;
+    let ended = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+                return Poll::Ready(ended);
             }
+            is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
+            if is_told || !is_draining {
+                return Poll::Pending;
+            }
+            // hyper closes a connection on which it has read nothing. This one was accepted, so its
+            // first request may be on the way: it is told once that has come, or after a moment.
+            if handle.bytes_read() == 0 {
+                ready!(patience.get_or_insert_with(|| Box::pin(sleep(FIRST_REQUEST))).as_mut().poll(cx));
+            }
+            is_told = true;
+            serving.as_mut().graceful_shutdown();
         }
-    };
+    })
+    .await;
     ending(ended, &handle)
 }
+
+/// How long a drain waits for the first bytes of an open connection. As `server` does, our choice:
+/// longer than an honest round trip, shorter than a browser's silent preconnect.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// hyper keeps this many fields without an allocation.
 const DEFAULT_FIELDS: usize = 100;
@@ -83,22 +101,20 @@ const DEFAULT_FIELDS: usize = 100;
 const MIN_HEAD_BUFFER: usize = 8 << 10;
 
 fn ending(ended: hyper::Result<()>, handle: &GateHandle) -> Ending {
-    let bytes_in = handle.bytes_read();
     if let Some(fault) = handle.fault() {
         let kind = match fault {
             Fault::HeadTimeout | Fault::Silent => "timeout",
             Fault::Idle => "idle",
             _ => "http",
         };
-        let request = handle.answer_id().map_or(String::new(), |id| format!(", request {id}"));
-        let why = format!("{fault} [{}{request}]", fault.code());
-        return Ending { kind, why, bytes_in, is_fault: kind == "http" };
+        let answered = |id: &str| Answered { id: id.into(), status: fault.status(), code: fault.code() };
+        let answer = handle.answer_id().map(answered);
+        return Ending { kind, why: fault.to_string(), answer, is_fault: kind == "http" };
     }
-    let why = match ended {
-        Ok(()) => "the client closed it before a request".into(),
-        Err(error) => error.to_string(),
-    };
-    Ending { kind: "closed", why, bytes_in, is_fault: false }
+    match ended {
+        Ok(()) => Ending::quiet("closed", "the client closed it before a request"),
+        Err(error) => Ending::quiet("closed", error.to_string()),
+    }
 }
 
 /// The answer to a head that never became a request, under an ID that the record names too.
@@ -113,7 +129,7 @@ struct Http1<S> {
     handle: GateHandle,
     /// While it is there, the gate holds the next message back.
     exchange: RefCell<Option<head_gate::Exchange>>,
-    send_limit: SendLimit,
+    socket: SocketHandle,
     stream: PhantomData<fn(S)>,
 }
 
@@ -147,7 +163,7 @@ where
     }
 
     fn limit_send(&self, limit: Duration) {
-        self.send_limit.set(limit);
+        self.socket.limit_send(limit);
     }
 
     fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-use super::socket::SendLimit;
+use super::socket::SocketHandle;
 use super::{Bounds, Ending};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
@@ -47,14 +47,14 @@ pub async fn serve<S>(
     connection: Rc<Connection>,
     stream: S,
     bounds: Bounds,
-    send_limit: SendLimit,
+    socket: SocketHandle,
 ) -> Ending
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let drain = parts.drain.clone();
     let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()) });
-    let carrier: Rc<dyn Carrier> = Rc::new(Http2 { activity: Rc::clone(&activity), send_limit });
+    let carrier: Rc<dyn Carrier> = Rc::new(Http2 { activity: Rc::clone(&activity), socket });
     let for_requests = Rc::clone(&connection);
     let service = service_fn(move |request: Request<Incoming>| {
         let served = request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::clone(&carrier), request);
@@ -86,7 +86,7 @@ where
             }
             () = sleep_until(idle_until), if activity.open.get() == 0 => {
                 if goodbye_until.is_some_and(|until| until <= Instant::now()) {
-                    return Ending { kind: "idle", why: "no request for too long".into(), bytes_in: 0, is_fault: false };
+                    return Ending::quiet("idle", "no request for too long");
                 }
                 if goodbye_until.is_none() && activity.open.get() == 0 && activity.last.get() + idle_limit <= Instant::now() {
                     goodbye_until = Some(Instant::now() + GOODBYE);
@@ -98,21 +98,19 @@ where
 }
 
 fn ending(ended: hyper::Result<()>) -> Ending {
-    match ended {
-        Ok(()) => {
-            Ending { kind: "closed", why: "the client closed it before a request".into(), bytes_in: 0, is_fault: false }
-        }
-        Err(error) if error.is_timeout() => {
-            Ending { kind: "timeout", why: "the client did not answer a ping".into(), bytes_in: 0, is_fault: false }
-        }
-        Err(error) => {
-            // A reset by the client is everyday; a broken protocol is worth a record.
-            let is_fault = std::error::Error::source(&error)
-                .and_then(|source| source.downcast_ref::<h2::Error>())
-                .is_some_and(|error| error.is_go_away() && error.is_library());
-            Ending { kind: "http", why: format!("HTTP/2: {error}"), bytes_in: 0, is_fault }
-        }
+    let Err(error) = ended else { return Ending::quiet("closed", "the client closed it before a request") };
+    if error.is_timeout() {
+        return Ending::quiet("timeout", "the client did not answer a ping");
     }
+    let cause = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>());
+    if cause.is_none_or(h2::Error::is_io) {
+        // Browsers open connections ahead of need and leave them: nothing was wrong with their HTTP.
+        return Ending::quiet("closed", format!("the client closed it before a request: {error}"));
+    }
+    // A reset by the client is everyday; a broken protocol is worth a record.
+    let is_fault = cause.is_some_and(|error| error.is_go_away() && error.is_library());
+    let why = cause.map_or(error.to_string(), ToString::to_string);
+    Ending { kind: "http", why: format!("HTTP/2: {why}"), answer: None, is_fault }
 }
 
 /// Open streams and tunnels, and when the last one ended.
@@ -137,7 +135,7 @@ impl Activity {
 #[derive(Debug)]
 struct Http2 {
     activity: Rc<Activity>,
-    send_limit: SendLimit,
+    socket: SocketHandle,
 }
 
 impl Carrier for Http2 {
@@ -165,7 +163,7 @@ impl Carrier for Http2 {
     }
 
     fn limit_send(&self, limit: Duration) {
-        self.send_limit.set(limit);
+        self.socket.limit_send(limit);
     }
 
     fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {

@@ -26,43 +26,49 @@ pub enum Socket {
 #[derive(Debug)]
 pub struct Patient {
     socket: Socket,
-    limit: SendLimit,
+    state: Arc<State>,
     /// Exists only after a write had to wait, which most connections never do.
     waiting: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }
 
-/// The longest time in which the client may take no byte; set by the route of its last request.
+/// The connection's end of the socket: what it may steer and read, while others own the stream.
 #[derive(Clone, Debug)]
-pub struct SendLimit(Arc<AtomicU64>);
+pub struct SocketHandle(Arc<State>);
 
-impl SendLimit {
-    fn new(limit: Duration) -> Self {
-        let this = Self(Arc::default());
-        this.set(limit);
-        this
+/// Atomics because streams must be `Send`; only one thread uses them.
+#[derive(Debug)]
+struct State {
+    send_limit: AtomicU64,
+    bytes_read: AtomicU64,
+}
+
+impl SocketHandle {
+    /// Sets the longest time in which the client may take no byte, for writes that begin to wait from now on.
+    pub fn limit_send(&self, limit: Duration) {
+        self.0.send_limit.store(millis(limit), Ordering::Relaxed);
     }
 
-    /// Sets the limit for writes that begin to wait from now on.
-    pub fn set(&self, limit: Duration) {
-        self.0.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Bytes that came, before decryption.
+    pub fn bytes_read(&self) -> u64 {
+        self.0.bytes_read.load(Ordering::Relaxed)
     }
+}
 
-    fn read(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
-    }
+fn millis(limit: Duration) -> u64 {
+    u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Patient {
     /// Wraps a socket; the limit holds until a request sets another.
-    pub fn new(socket: Socket, limit: Duration) -> (Self, SendLimit) {
-        let limit = SendLimit::new(limit);
-        (Self { socket, limit: limit.clone(), waiting: None, is_waiting: false }, limit)
+    pub fn new(socket: Socket, limit: Duration) -> (Self, SocketHandle) {
+        let state = Arc::new(State { send_limit: AtomicU64::new(millis(limit)), bytes_read: AtomicU64::new(0) });
+        (Self { socket, state: Arc::clone(&state), waiting: None, is_waiting: false }, SocketHandle(state))
     }
 
     /// A write waits: it fails when it has waited too long.
     fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        let limit = self.limit.read();
+        let limit = Duration::from_millis(self.state.send_limit.load(Ordering::Relaxed));
         let timer = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         if !self.is_waiting {
             self.is_waiting = true;
@@ -85,10 +91,14 @@ impl Patient {
 
 impl AsyncRead for Patient {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = match &mut this.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
             Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
-        }
+        };
+        this.state.bytes_read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
     }
 }
 

@@ -74,6 +74,7 @@ pub struct Notes {
     is_peer_trusted: bool,
     head_time: Duration,
     sent: Option<Instant>,
+    held: Option<Duration>,
     upstream_time: Option<Duration>,
     status: Option<StatusCode>,
     refusal: Option<Refusal>,
@@ -120,6 +121,7 @@ impl Exchange {
             is_peer_trusted,
             head_time: carrier.head_time(),
             sent: None,
+            held: None,
             upstream_time: None,
             status: None,
             refusal: None,
@@ -204,7 +206,9 @@ impl Exchange {
 
     /// The endpoint has answered.
     pub fn answered(&mut self, answer: &Answer) {
-        self.notes.upstream_time = self.notes.sent.map(|sent| sent.elapsed());
+        self.notes.held = answer.held;
+        let waited = self.notes.sent.map(|sent| sent.elapsed());
+        self.notes.upstream_time = waited.map(|waited| waited.saturating_sub(answer.held.unwrap_or_default()));
         self.notes.endpoint = Some((Arc::clone(&answer.lease.endpoint().label), answer.lease.via_port()));
     }
 
@@ -234,9 +238,13 @@ impl Exchange {
         if let Some(route) = &self.route {
             reply::write_policy(response.headers_mut(), route, &self);
         }
+        self.notes.is_by_endpoint |= lease.is_some();
+        if !self.notes.is_by_endpoint {
+            let ours = || HeaderValue::from_static("tidegate");
+            response.headers_mut().entry(refusal::PROXY_STATUS).or_insert_with(ours);
+        }
         response.headers_mut().entry(refusal::X_REQUEST_ID).or_insert_with(|| self.id.clone());
         self.notes.status = Some(response.status());
-        self.notes.is_by_endpoint |= lease.is_some();
         response.map(|body| body.watched(Last { exchange: self, lease, clue }))
     }
 
@@ -279,6 +287,7 @@ impl Exchange {
             upgrade: notes.is_upgrade,
             ms: Timings {
                 head: notes.head_time,
+                held: notes.held,
                 upstream: notes.upstream_time,
                 total: notes.begun.elapsed() + notes.head_time,
             },

@@ -42,7 +42,7 @@ impl Reply {
 
 /// Makes an endpoint's response ready: head changed where it must be, body streamed.
 pub fn from_endpoint(exchange: &Exchange, answer: Answer, forward: &Forward) -> Reply {
-    let Answer { response, lease } = answer;
+    let Answer { response, lease, .. } = answer;
     let idle = exchange.route.as_ref().map_or(Duration::MAX, |route| route.timeouts.idle);
     let (mut head, incoming) = response.into_parts();
     prepare(head.status, &mut head.headers, forward, exchange.notes.host.as_ref());

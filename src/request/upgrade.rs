@@ -153,7 +153,7 @@ pub fn conclude(
         let detail = format!("{label}: {doubt} (status {})", status.as_u16()).into();
         return Err(Refusal::Failed { failure: Failure::Upgrade, detail });
     }
-    let Answer { mut response, lease } = answer;
+    let Answer { mut response, lease, .. } = answer;
     let endpoint_side = hyper::upgrade::on(&mut response);
     let fields = response.headers_mut();
     reply::prepare(status, fields, forward, exchange.notes.host.as_ref());

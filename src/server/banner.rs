@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Source, counted, diff};
+use super::{counted, diff};
 use crate::addr::ListenAddr;
+use crate::config::Input;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
 
 /// The whole banner.
-pub(super) fn text(source: &Source, table: &SiteTable, took: Duration) -> String {
+pub(super) fn text(source: &Input, table: &SiteTable, took: Duration) -> String {
     let from = match source {
-        Source::File(path) => path.display().to_string(),
-        Source::Flags { .. } => "no file".into(),
+        Input::File(path) => path.display().to_string(),
+        Input::Flags { .. } => "no file".into(),
     };
     let mut text =
         format!("tidegate {}  {from}  {}\n", env!("CARGO_PKG_VERSION"), counted(table.sites().len(), "site"));
@@ -109,7 +110,7 @@ mod tests {
     #[test]
     fn the_first_minute_shows_where_to_click() {
         let table = table(&["127.0.0.1:8080"], &["127.0.0.1:8443", "[::1]:8443"]);
-        let source = Source::File("config/local.toml".into());
+        let source = Input::File("config/local.toml".into());
         let expected = format!(
             "tidegate {}  config/local.toml  1 site\n\
              \x20 https://localhost:8443   -> 127.0.0.1:18789   certificate: local CA\n\

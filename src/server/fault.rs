@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::counted;
 use crate::config::report::Report;
 use crate::listen::bind::BindError;
 use crate::tls::TlsError;
@@ -42,7 +43,7 @@ pub enum StartError {
         why: String,
     },
     /// A second signal came while work was still open.
-    #[error("stopped at once by a second signal: {requests} requests and {tunnels} tunnels were cut")]
+    #[error("stopped at once by a second signal: {} and {} were cut", counted(*requests, "request"), counted(*tunnels, "tunnel"))]
     Cut {
         /// Requests without an end.
         requests: usize,

@@ -427,6 +427,12 @@ mod tests {
             Ok(String::from_utf8(out).expect("text"))
         }
 
+        fn shown(&self) -> String {
+            let mut out = Vec::new();
+            write_list(&self.main(), &self.storage(), &mut out).expect("a readable storage");
+            String::from_utf8(out).expect("text")
+        }
+
         fn text(&self) -> String {
             fs::read_to_string(self.main()).expect("the file stays")
         }
@@ -465,10 +471,11 @@ mod tests {
     #[test]
     fn rollback_lists_and_restores() {
         let house = House::new(&other());
-        assert!(house.rollback(None).expect("a list").contains("no configuration"));
+        assert!(house.shown().contains("no configuration"));
+        assert!(matches!(house.rollback(None), Err(HistoryError::NoEntry { kept: 0, .. })));
         house.keep(GOOD, 5);
         house.keep(&other(), 5);
-        let shown = house.rollback(None).expect("a list");
+        let shown = house.shown();
         assert!(
             shown.lines().next().is_some_and(|line| line.contains("1  ") && line.ends_with("the files now")),
             "{shown}"

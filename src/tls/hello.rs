@@ -20,6 +20,28 @@ pub(super) struct Progress {
     pub(super) sni: Option<Box<str>>,
 }
 
+/// A refused handshake, and the last bytes that the client gets.
+pub(super) struct Refused {
+    /// Why.
+    pub(super) error: HandshakeError,
+    /// An alert or an answer; empty when rustls has sent it, or nobody is there.
+    pub(super) goodbye: Vec<u8>,
+}
+
+impl Refused {
+    /// Refuses with a fatal alert in a record of its own: no keys exist yet, so it is in cleartext.
+    pub(super) fn with_alert(error: HandshakeError, alert: Alert) -> Self {
+        // RFC 8446 5.1 and 6: type 21, legacy version 3.3, two bytes: fatal and the description.
+        Self { error, goodbye: vec![21, 3, 3, 0, 2, 2, alert as u8] }
+    }
+}
+
+impl From<HandshakeError> for Refused {
+    fn from(error: HandshakeError) -> Self {
+        Self { error, goodbye: Vec::new() }
+    }
+}
+
 /// A hello that rustls accepted, and its bytes.
 pub(super) struct Hello {
     /// What rustls goes on with.
@@ -56,7 +78,7 @@ const SPEAKS_HTTPS: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     This answer comes from the edge, not from the gateway behind.\n";
 
 /// Reads until rustls has a whole ClientHello.
-pub(super) async fn read<S>(stream: &mut S, progress: &mut Progress) -> Result<Hello, HandshakeError>
+pub(super) async fn read<S>(stream: &mut S, progress: &mut Progress) -> Result<Hello, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -69,13 +91,13 @@ where
         }
         let count = stream.read_buf(&mut raw).await.map_err(|_| HandshakeError::Closed { sni: None })?;
         if count == 0 {
-            return Err(HandshakeError::Closed { sni: None });
+            return Err(HandshakeError::Closed { sni: None }.into());
         }
         progress.bytes = raw.len();
         // RFC 8446 5.1: a TLS connection begins with a handshake record, type 22.
         if raw.first() != Some(&22) {
             match spoken(&raw) {
-                Some(spoke) => return Err(refuse_cleartext(stream, spoke).await),
+                Some(spoke) => return Err(refuse_cleartext(spoke)),
                 None => continue,
             }
         }
@@ -84,7 +106,7 @@ where
             // `Ok(0)` would turn this into an endless loop, so it is a fault like any other.
             match acceptor.read_tls(&mut rest) {
                 Ok(1..) => {}
-                Ok(0) | Err(_) => return Err(protocol("the client hello is too long")),
+                Ok(0) | Err(_) => return Err(protocol("the client hello is too long").into()),
             }
         }
         match acceptor.accept() {
@@ -92,26 +114,15 @@ where
             Ok(None) => {}
             Err((error, mut alert)) => {
                 if let Some(error) = too_old(&raw) {
-                    send(stream, Alert::ProtocolVersion).await;
-                    return Err(error);
+                    return Err(Refused::with_alert(error, Alert::ProtocolVersion));
                 }
-                let mut bytes = Vec::new();
-                if alert.write_all(&mut bytes).is_ok() {
-                    farewell(stream, &bytes).await;
-                }
-                return Err(protocol(format!("broken client hello: {error}")));
+                let mut goodbye = Vec::new();
+                // Writing into memory does not fail.
+                let _ = alert.write_all(&mut goodbye);
+                return Err(Refused { error: protocol(format!("broken client hello: {error}")), goodbye });
             }
         }
     }
-}
-
-/// Sends a fatal alert in a record of its own: no keys exist yet, so it is in cleartext.
-pub(super) async fn send<S>(stream: &mut S, alert: Alert)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    // RFC 8446 5.1 and 6: type 21, legacy version 3.3, two bytes: fatal and the description.
-    farewell(stream, &[21, 3, 3, 0, 2, 2, alert as u8]).await;
 }
 
 /// What the client offers, as `TLS 1.0, TLS 1.1`, when none of it is TLS 1.2 or later.
@@ -214,19 +225,14 @@ fn spoken(raw: &[u8]) -> Option<Spoke> {
 }
 
 /// Tells a client in cleartext what this port speaks.
-async fn refuse_cleartext<S>(stream: &mut S, spoke: Spoke) -> HandshakeError
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    if spoke == Spoke::Http {
-        farewell(stream, SPEAKS_HTTPS).await;
-    }
-    HandshakeError::NotTls { spoke }
+fn refuse_cleartext(spoke: Spoke) -> Refused {
+    let goodbye = if spoke == Spoke::Http { SPEAKS_HTTPS.to_vec() } else { Vec::new() };
+    Refused { error: HandshakeError::NotTls { spoke }, goodbye }
 }
 
 /// Writes last bytes, then reads what still comes for a moment: closing with unread bytes would
 /// reset the connection, and a reset can overtake the answer (RFC 9112 9.6).
-async fn farewell<S>(stream: &mut S, bytes: &[u8])
+pub(super) async fn farewell<S>(stream: &mut S, bytes: &[u8])
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

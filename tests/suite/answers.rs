@@ -109,9 +109,10 @@ async fn a_refused_attribution_is_explained_each_time() {
     const BODY: &str = r#"{"ok":false,"error":{"type":"forbidden","code":"proxy_attribution_required"}}"#;
     let upstream =
         Upstream::answering(|_| Answer::status("403 Forbidden", "Content-Type: application/json\r\n", BODY)).await;
-    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let edge = Edge::start(&format!("[trust]\nproxies = [\"loopback\"]\n{}", site("a.test", &upstream))).await;
+    const FROM: &str = "X-Forwarded-For: 203.0.113.77\r\n";
     for _ in 0..3 {
-        let reply = edge.get("a.test", "/").await;
+        let reply = edge.get_with("a.test", "/", FROM).await;
         assert_eq!((reply.status, reply.text().as_str()), (403, BODY));
         let id = reply.headers.get("x-request-id").unwrap().to_owned();
         edge.log_where("the explanation of this request", |line| {
@@ -122,13 +123,18 @@ async fn a_refused_attribution_is_explained_each_time() {
         })
         .await;
     }
-    let (reply, _) = edge.upgrade("a.test", "/", "").await;
+    let (reply, _) = edge.upgrade("a.test", "/", FROM).await;
     assert_eq!((reply.status, reply.text().as_str()), (403, BODY));
     let id = reply.headers.get("x-request-id").unwrap().to_owned();
     edge.log_where("the explanation of the upgrade", |line| {
         line.to_string().contains(&id) && line.to_string().contains("trustedProxies")
     })
     .await;
+    // A client on this machine is refused for another reason, and told another remedy.
+    let reply = edge.get("a.test", "/").await;
+    let id = reply.headers.get("x-request-id").unwrap().to_owned();
+    let local = edge.log_where("the explanation for a local client", |line| line.to_string().contains(&id)).await;
+    assert!(local.to_string().contains("localhost") && !local.to_string().contains("trustedProxies"), "{local}");
     let other = Upstream::answering(|_| Answer::status("403 Forbidden", "", "no")).await;
     let edge = Edge::start(&site("a.test", &other)).await;
     edge.get("a.test", "/").await;

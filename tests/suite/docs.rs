@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::harness::run_in;
+use crate::harness::{Run, run_in};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -51,6 +51,12 @@ fn blocks(text: &str, language: &str) -> Vec<(usize, String)> {
     found
 }
 
+/// True when nothing is wrong but files of the reader's own machine, such as a certificate (C071), that are not here.
+fn is_fine(run: &Run) -> bool {
+    let faults = run.stdout.matches("error[").count();
+    run.code == Some(0) || (faults > 0 && faults == run.stdout.matches("error[C071]").count())
+}
+
 /// Each TOML file that we ship is accepted as it stands.
 #[test]
 fn every_toml_file_is_accepted() {
@@ -62,7 +68,7 @@ fn every_toml_file_is_accepted() {
     let dir = TempDir::new().unwrap();
     for path in all.iter().filter(|path| !path.ends_with("Cargo.toml")) {
         let run = run_in(dir.path(), &["check", "-c", path.to_str().unwrap()]);
-        assert_eq!(run.code, Some(0), "{}: {run:?}", path.display());
+        assert!(is_fine(&run), "{}: {run:?}", path.display());
     }
 }
 
@@ -80,7 +86,7 @@ fn every_toml_block_is_accepted() {
             let dir = TempDir::new().unwrap();
             std::fs::write(dir.path().join("tidegate.toml"), &block).unwrap();
             let run = run_in(dir.path(), &["check"]);
-            assert_eq!(run.code, Some(0), "{}:{line}: {run:?}\n{block}", document.display());
+            assert!(is_fine(&run), "{}:{line}: {run:?}\n{block}", document.display());
             count += 1;
         }
     }

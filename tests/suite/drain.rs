@@ -89,7 +89,8 @@ async fn requests_in_flight_are_finished() {
     other.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let reply = crate::harness::read_h2(within("a response", response).await.unwrap()).await;
     assert_eq!((reply.status, reply.body.as_slice()), (200, &b"ok"[..]));
-    assert!(h2.closed().await.is_ok(), "GOAWAY without an error");
+    let closed = h2.closed().await;
+    assert!(closed.is_ok(), "GOAWAY without an error: {closed:?}");
     assert_eq!(edge.exit().await.code(), Some(0));
 }
 

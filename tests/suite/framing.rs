@@ -36,10 +36,10 @@ async fn throw_and_leave(edge: &Edge, payload: &[u8]) -> String {
     wire_text(&wire.rest().await)
 }
 
-/// The status lines in a run of responses.
+/// The final statuses in a run of responses.
 fn statuses(answer: &str) -> Vec<u16> {
     let lines = answer.split("HTTP/1.1 ").skip(1);
-    lines.filter_map(|rest| rest.get(..3)?.parse().ok()).collect()
+    lines.filter_map(|rest| rest.get(..3)?.parse().ok()).filter(|status| *status >= 200).collect()
 }
 
 /// Every row of the table "accepted by hyper, so ours to judge" that is refused, and what hyper refuses.
@@ -154,7 +154,6 @@ async fn nothing_after_a_refusal_is_a_request() {
     let edge = cleartext_edge(&upstream, &["a.test"]).await;
     for refused in [
         "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: c.test\r\nContent-Length: 3\r\n\r\nabc",
         "GET / HTTP/1.1\nHost: a.test\n\n",
         "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\nX\r\n0\r\n\r\n",
     ] {

@@ -87,7 +87,6 @@ async fn a_failed_reload_leaves_all_as_it_is() {
     std::fs::remove_file(edge.config_path()).unwrap();
     assert!(!edge.reload().await, "a missing file");
     assert!(edge.stderr().contains("presett"), "the report is printed: {}", edge.stderr());
-    assert_eq!(edge.records().iter().filter(|record| record["kind"] == "request").count(), 7);
     assert!(edge.records().iter().all(|record| record["gen"] == 1 || record["kind"] != "request"));
     assert!(edge.reload_with(&fragment).await, "and a good file is taken again");
     assert_eq!(edge.get("a.test", "/").await.status, 200);
@@ -179,7 +178,10 @@ async fn fifty_reloads_under_load_harm_nobody() {
         assert_eq!(socket.echo("still here").await, "still here");
     }
     assert!(served.load(Ordering::Relaxed) > 50, "{} requests", served.load(Ordering::Relaxed));
-    let failed = edge.records().into_iter().find(|record| record["kind"] == "request" && record["status"] != 200);
+    let failed = edge
+        .records()
+        .into_iter()
+        .find(|record| record["kind"] == "request" && record["status"] != 200 && record["status"] != 101);
     assert_eq!(failed, None);
     assert!(!edge.records().iter().any(|record| record["kind"] == "tunnel"), "no tunnel ended");
 }

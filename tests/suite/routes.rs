@@ -324,15 +324,12 @@ async fn an_upstream_may_be_a_name() {
     }
 }
 
-/// N-31: routes may have limits of their own, named once.
+/// N-31: routes may have limits of their own.
 #[tokio::test]
 async fn a_route_has_limits_of_its_own() {
     let upstream = Upstream::echo().await;
-    let config = format!(
-        "[limits.small]\nbody = \"10B\"\n{}",
-        routed(&upstream, "[[sites.\"a.test\".routes]]\npath = \"/v1\"\nlimits = \"small\"\n")
-    );
-    let edge = Edge::start(&config).await;
+    let routes = "[[sites.\"a.test\".routes]]\npath = \"/v1\"\nlimits = { body = \"10B\" }\n";
+    let edge = Edge::start(&routed(&upstream, routes)).await;
     let post =
         |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nContent-Length: 20\r\n\r\n{}", "x".repeat(20));
     assert_eq!(edge.exchange("a.test", post("/v1/x")).await.status, 413);

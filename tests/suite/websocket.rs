@@ -237,6 +237,7 @@ async fn close_codes_pass_and_are_recorded() {
     assert_eq!(near.exact(2 + close.len()).await, frame(8, &close));
     drop(far);
     near.rest().await;
+    drop(near);
     let record = edge.record("tunnel").await;
     assert_eq!(
         (record["ended_by"].as_str(), record["how"].as_str()),
@@ -248,6 +249,7 @@ async fn close_codes_pass_and_are_recorded() {
     assert_eq!(far.wire.exact(8).await, masked_frame(8, &4001_u16.to_be_bytes()));
     drop(near);
     far.wire.rest().await;
+    drop(far);
     let record = edge
         .record_where("a tunnel closed by the client", |r| r["kind"] == "tunnel" && r["ended_by"] == "client")
         .await;
@@ -266,6 +268,7 @@ async fn a_tunnel_that_ends_without_a_close_is_recorded_as_such() {
     near.exact(5).await;
     drop(far);
     near.rest().await;
+    drop(near);
     let record = edge.record("tunnel").await;
     assert_eq!((record["ended_by"].as_str(), record["how"].as_str()), (Some("upstream"), Some("fin")));
     assert_eq!((&record["bytes"]["in"], &record["bytes"]["out"]), (&11.into(), &5.into()));
@@ -312,13 +315,13 @@ async fn a_refused_upgrade_passes_the_answer() {
     }
 }
 
-/// N-02: a 200 to an upgrade is an answer, never a tunnel (CVE-2024-23326); over HTTP/2 it may not look like one.
+/// N-02, CVE-2024-23326: a 200 to an upgrade is never a tunnel, and no client may take it for one.
 #[tokio::test]
 async fn a_200_is_no_tunnel() {
     let upstream = Upstream::saying("hello").await;
     let edge = Edge::start(&site("a.test", &upstream)).await;
     let (reply, mut wire) = edge.upgrade("a.test", "/", "").await;
-    assert_eq!((reply.status, reply.text().as_str()), (200, "hello"));
+    assert!(reply.status == 502 && reply.is_by_edge(), "{}", reply.status);
     assert!(!reply.headers.has("upgrade"));
     wire.send("GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(wire.reply().await.status, 200);
@@ -387,7 +390,6 @@ async fn upgrades_that_could_smuggle_are_refused() {
         good.replace("GET ", "POST "),
         good.replace("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""),
         good.replace("dGhlIHNhbXBsZSBub25jZQ==", "short"),
-        good.replace("Version: 13", "Version: 8"),
         good.replace("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Key"),
     ] {
         let mut wire = edge.h1("a.test").await;

@@ -13,8 +13,9 @@ use super::text;
 use crate::config::disk;
 use crate::config::file;
 use crate::config::kinds::{CertificateFiles, Secret};
-use crate::config::read::{At, Map};
+use crate::config::read::At;
 use crate::config::report::{Code, Diagnostic, Span};
+use crate::config::values::Map;
 use crate::site::policy::{CertificateSource, ClientCert, ErrorPage};
 
 impl Compiler<'_> {

@@ -10,9 +10,10 @@ use super::upstream::Upstreams;
 use super::{Compiler, KEPT, list, period, timeout};
 use crate::config::file::{self, Shared};
 use crate::config::kinds::{HeaderMap, HeaderText, Hsts as HstsText};
-use crate::config::read::{At, List, Period, nearest};
+use crate::config::read::{At, nearest};
 use crate::config::report::{Code, Diagnostic};
 use crate::config::units::ByteSize;
+use crate::config::values::{List, Period};
 use crate::site::policy::{
     Embed, HeaderEdits, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Template, Timeouts,
 };
@@ -52,7 +53,7 @@ pub(super) fn layered(layers: &[&Shared]) -> Shared {
             far.redirect = far.redirect.filter(|_| merged.redirect.is_some());
             far.respond = far.respond.filter(|_| merged.respond.is_some());
         }
-        crate::config::read::Mirror::inherit(&mut merged, &far);
+        crate::config::mirror::Mirror::inherit(&mut merged, &far);
     }
     merged
 }
@@ -389,6 +390,9 @@ impl Compiler<'_> {
                 }
                 HeaderText::Text(value) => {
                     let value = at.with(value.clone());
+                    if text::is_secret_header(parsed.as_str()) {
+                        self.report.hide(&at.span);
+                    }
                     if is_request && text::is_secret_header(parsed.as_str()) && !value.value.contains('{') {
                         let message = format!("\"{parsed}\" in {place} is a secret in the file itself");
                         self.push(

@@ -13,7 +13,6 @@ use super::{Compiler, list};
 use crate::addr::{HostName, HostPattern, ListenAddr};
 use crate::config::file::{self, File, Shared};
 use crate::config::kinds::{Certificate, Wanted};
-use crate::config::preset;
 use crate::config::read::{At, nearest};
 use crate::config::report::{Code, Diagnostic, Span};
 use crate::config::show::Effective;
@@ -340,7 +339,7 @@ impl Compiler<'_> {
             near.map_or(file::Preset::None, |at| at.value)
         };
         let preset = chosen(None);
-        let merged = layered(&[own, &preset::settings(preset), defaults]);
+        let merged = layered(&[own, self.presets.settings(preset), defaults]);
         effective.site(host, &merged, written);
         let parts = Parts { shared: &merged, prefix: "", place, is_gateway: preset == file::Preset::Openclaw };
         let site_route = self.route(Condition::default(), &parts, upstreams);
@@ -355,7 +354,7 @@ impl Compiler<'_> {
             self.one_action(shared, &place);
             self.reasons_of_shared(shared, &place, &[&at.value.why]);
             let preset = chosen(Some(shared));
-            let merged = layered(&[shared, own, &preset::settings(preset), defaults]);
+            let merged = layered(&[shared, own, self.presets.settings(preset), defaults]);
             let condition = self.condition(&at.value, &place);
             let parts = Parts {
                 shared: &merged,

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::text::{self, Fault, Target};
 use super::{Compiler, list, period};
 use crate::config::file;
-use crate::config::read::{At, Map, nearest, quoted};
+use crate::config::read::{At, nearest, quoted};
 use crate::config::report::{Code, Diagnostic};
+use crate::config::values::Map;
 use crate::site::upstream::{Balance, ClientIdentity, Endpoint, EndpointAddr, EndpointTls, Upstream};
 
 /// Idle connections are kept this long; below Node's 5 s.
@@ -34,7 +35,7 @@ struct Defined<'f> {
     balance: Balance,
     /// Its own, if it says one.
     hold: Option<Duration>,
-    keep_alive: Option<&'f At<crate::config::read::Period>>,
+    keep_alive: Option<&'f At<crate::config::values::Period>>,
     is_used: bool,
 }
 
@@ -63,7 +64,7 @@ impl Compiler<'_> {
             if !matches!(text::upstream(&name.value), Ok(Target::Name(_))) {
                 let message = format!("\"{}\" cannot be the name of an upstream", name.value);
                 self.push(
-                    Diagnostic::at(Code::Undefined, &name.span, message)
+                    Diagnostic::at(Code::Upstream, &name.span, message)
                         .label("it reads like an address")
                         .help("use letters, digits, \"-\" and \"_\""),
                 );

@@ -198,11 +198,14 @@ impl Scan {
     /// The rules that need the whole head.
     fn finish(&self, head: &[u8]) -> Result<Head, Fault> {
         let request = self.request.as_ref().expect("only called after the request line");
-        match &self.host {
-            Some(host) => check_host(head, host.clone(), request.authority.as_ref())?,
-            // Without Host in HTTP/1.0 there may be no host at all: the request story decides.
-            None if request.is_old => {}
-            None => return Err(Fault::HostMissing),
+        match (&self.host, &request.authority) {
+            (Some(host), authority) => check_host(head, host.clone(), authority.as_ref())?,
+            (None, _) if !request.is_old => return Err(Fault::HostMissing),
+            (None, Some(authority)) => {
+                normalised(&head[authority.range.clone()], &mut HostBuffer::new())?;
+            }
+            // HTTP/1.0 may name no host at all: the request story decides.
+            (None, None) => {}
         }
         let body = match (self.is_chunked, self.length) {
             // RFC 9112 6.3: a message with both is an attack or a bug; never forward it.
@@ -312,7 +315,7 @@ fn absolute_form(target: &[u8], at: usize) -> Result<Authority, Fault> {
 
 /// Our choice of target bytes, narrower than what clients send and wider than RFC 3986.
 ///
-/// Refused: control and non-ASCII bytes, `"` `<` `>` (hyper refuses them too), `#` (a fragment is never sent,
+/// Refused: control and non-ASCII bytes, `"` `<` `>` (no client sends them raw), `#` (a fragment is never sent,
 /// and some parsers cut there), and before the query also `\` (WHATWG URL parsers, the gateway's
 /// among them, read it as `/`) and `` ` ``. `^` `{` `|` `}` pass: browsers send them and no parser folds them.
 fn check_target_bytes(target: &[u8]) -> Result<(), Fault> {

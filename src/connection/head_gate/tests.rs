@@ -464,6 +464,19 @@ fn after_a_refusal_the_rest_is_read_for_a_while() {
 }
 
 #[test]
+fn a_client_that_does_not_read_cannot_delay_the_close() {
+    run(async {
+        let upstream = Rc::new(Upstream::default());
+        let (mut client, _, task) = start(&upstream, 16); // less than the answer
+        client.write_all(b"get / HTTP/1.1\r\n").await.expect("room");
+        let begun = Instant::now();
+        task.await.expect("no panic").expect("a peaceful end");
+        assert_eq!(begun.elapsed(), LINGER);
+        drop(client);
+    });
+}
+
+#[test]
 fn a_body_may_end_after_its_response() {
     run(async {
         let (mut client, server) = duplex(1 << 16);
