@@ -14,6 +14,8 @@ COUNT = 2_000
 WARM = 64
 AT_MOST_KIB = 16
 IDLE = 10.0
+# What each tunnel then carries both ways, to see whether buffers stay behind.
+MESSAGE = "x" * (32 << 10)
 
 
 async def settle(edge):
@@ -35,7 +37,11 @@ async def check_tunnels(report, options):
         if (end := await tunnel.leave()) != "close 1000":
             raise RuntimeError(f"a tunnel ended with: {end}")
 
-    await check(report, options, "tunnel", WebSocket.open, leave, AT_MOST_KIB)
+    async def use(tunnel):
+        if await tunnel.call("echo", MESSAGE) != MESSAGE:
+            raise RuntimeError("another echo came back")
+
+    await check(report, options, "tunnel", WebSocket.open, leave, AT_MOST_KIB, use)
 
 
 async def check_keep_alive(report, options):
@@ -49,7 +55,7 @@ async def check_keep_alive(report, options):
     await check(report, options, "connection", open_and_ask, Http.close, None)
 
 
-async def check(report, options, name, make, leave, at_most):
+async def check(report, options, name, make, leave, at_most, use=None):
     async with Gateway(options), Edge(options, site()) as edge:
         context = edge.trust()
         for thing in await many(WARM, lambda: make(context)):
@@ -62,6 +68,11 @@ async def check(report, options, name, make, leave, at_most):
         used = edge.processor_seconds() - used
         still = edge.resident_kib()
         is_open = [not thing.reader.at_eof() for thing in things]
+        if use is not None:
+            # Some at a time, so that this script keeps up.
+            waiting = iter(things)
+            await many(COUNT, lambda: use(next(waiting)))
+        used_once = await settle(edge)
         await asyncio.gather(*(leave(thing) for thing in things))
         after = await settle(edge)
         each = (max(during, still) - before) / COUNT
@@ -71,6 +82,8 @@ async def check(report, options, name, make, leave, at_most):
         report.figure(f"resident {IDLE:.0f} s later", still, "KiB")
         report.figure("resident after they closed", after, "KiB")
         report.figure(f"resident memory of a {name}", each, "KiB")
+        if use is not None:
+            report.figure(f"the same after {len(MESSAGE) >> 10} KiB each way", (used_once - before) / COUNT, "KiB")
         report.figure(f"processor time in {IDLE:.0f} s", used * 1000, "ms")
         report.check(f"all {COUNT} stay open", all(is_open), f"{is_open.count(False)} ended")
         if at_most is not None:
