@@ -161,7 +161,10 @@ fn execute(command: Command) -> io::Result<Exit> {
             Ok(Exit::Fine)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut io::stdout().lock());
+            // Into memory first: the generator panics when it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
+            io::stdout().lock().write_all(&script)?;
             Ok(Exit::Fine)
         }
         Command::Trust { file, export } => trust(&file, export.as_deref()),

@@ -222,6 +222,16 @@ impl Refusal {
         }
     }
 
+    /// What whoever looks after the machine can do about it; for near clients, beside the detail.
+    fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable { failure: Failure::Refused, .. } | Self::Held { .. } => {
+                Some("Start what should listen there; for the OpenClaw gateway: openclaw gateway run")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether an HTTP/1.1 connection ends with this answer: after whatever casts doubt on the client
     /// or leaves a body unread. Refuse, then close: nothing that follows is taken for a request.
     fn closes(&self) -> bool {
@@ -328,11 +338,16 @@ pub struct Asker<'a> {
 pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
     let Words { status, code, proxy_error, message } = refusal.words();
     let detail = refusal.detail().filter(|_| asker.is_near);
+    let near = detail.map(|detail| match refusal.help() {
+        Some(help) => Cow::Owned(format!("{detail}. {help}")),
+        None => Cow::Borrowed(detail),
+    });
+    let near = near.as_deref();
     let id = asker.request_id.to_str().unwrap_or_default();
     let (content_type, body) = match Form::wanted(asker.headers) {
-        Form::Html => ("text/html; charset=utf-8", html(status, code, message, detail, id)),
-        Form::Json => ("application/json", json(code, message, detail, id)),
-        Form::Text => ("text/plain; charset=utf-8", text(status, code, message, detail, id)),
+        Form::Html => ("text/html; charset=utf-8", html(status, code, message, near, id)),
+        Form::Json => ("application/json", json(code, message, near, id)),
+        Form::Text => ("text/plain; charset=utf-8", text(status, code, message, near, id)),
     };
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
@@ -509,8 +524,9 @@ mod tests {
         let refusal =
             Refusal::Unreachable { failure: Failure::Refused, detail: "nothing listens on 127.0.0.1:1".into() };
         for accept in ["text/html", "application/json", "*/*"] {
-            assert!(body(answer(&refusal, accept, true)).contains("127.0.0.1:1"), "{accept}");
-            assert!(!body(answer(&refusal, accept, false)).contains("127.0.0.1:1"), "{accept}");
+            let (near, far) = (body(answer(&refusal, accept, true)), body(answer(&refusal, accept, false)));
+            assert!(near.contains("127.0.0.1:1") && near.contains("openclaw gateway run"), "{accept}: {near}");
+            assert!(!far.contains("127.0.0.1:1") && !far.contains("Start"), "{accept}: {far}");
         }
         let far = answer(&refusal, "*/*", false);
         assert_eq!(far.headers()[PROXY_STATUS], "tidegate;error=connection_refused;details=\"E502-refused\"");

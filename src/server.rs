@@ -513,6 +513,7 @@ pub(crate) mod tests {
             serve_aliases: false,
             listener: ListenerId(0),
             tls: Some(SiteTls { policy: Arc::new(policy), certificate: CertificateSource::Local }),
+            preset: Some("openclaw"),
             attribution: Attribution::Client,
             routes: RouteTable::new(vec![Arc::new(route)]),
             why: None,

@@ -66,6 +66,8 @@ pub struct Site {
     pub listener: ListenerId,
     /// TLS of its handshakes; `None` when it is served in cleartext.
     pub tls: Option<SiteTls>,
+    /// The preset that its settings began with, for people.
+    pub preset: Option<&'static str>,
     /// Whether a person at this machine may count as local.
     pub attribution: Attribution,
     /// What is done with its requests.

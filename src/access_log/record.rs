@@ -64,8 +64,10 @@ pub struct RequestRecord<'a> {
     pub upstream: Option<&'a str>,
     /// Our port on the connection to the endpoint: the gateway's log names it.
     pub via_port: Option<u16>,
-    /// Whether the request asked for a tunnel.
+    /// Whether a tunnel was opened.
     pub upgrade: bool,
+    /// Which `Sec-WebSocket-` headers the client sent; their values stay out.
+    pub websocket: &'a [&'static str],
     /// Where the time went.
     pub ms: Timings,
     /// Body bytes.
@@ -235,6 +237,8 @@ pub(super) struct RequestLine<'a> {
     via_port: Option<u16>,
     #[serde(skip_serializing_if = "is_false")]
     upgrade: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    websocket: &'a [&'static str],
     ms: Millis,
     bytes: Amounts,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -342,6 +346,7 @@ impl<'a> RequestLine<'a> {
             upstream: r.upstream,
             via_port: r.via_port,
             upgrade: r.upgrade,
+            websocket: r.websocket,
             ms: Millis {
                 head: millis(r.ms.head),
                 held: r.ms.held.map(millis),

@@ -59,6 +59,7 @@ fn request<'a>(method: &'a Method, target: &'a str) -> RequestRecord<'a> {
         upstream: Some("127.0.0.1:18789"),
         via_port: Some(40122),
         upgrade: false,
+        websocket: &[],
         ms: Timings {
             held: None,
             head: Duration::from_micros(420),

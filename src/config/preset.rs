@@ -68,6 +68,16 @@ impl Presets {
     }
 }
 
+/// Its name as the file spells it, for people; nothing for `none`.
+pub(crate) fn label(preset: file::Preset) -> Option<&'static str> {
+    match preset {
+        file::Preset::Openclaw => Some("openclaw"),
+        file::Preset::OpenclawApi => Some("openclaw-api"),
+        file::Preset::Websocket => Some("websocket"),
+        file::Preset::None => None,
+    }
+}
+
 /// Reads a preset; the report is empty, as the test shows.
 fn read(name: &str, text: &str) -> (Shared, Report) {
     let source = Arc::new(Source::new(format!("preset \"{name}\""), None, text));
@@ -82,6 +92,7 @@ fn read(name: &str, text: &str) -> (Shared, Report) {
 
 #[cfg(test)]
 mod tests {
+    use super::file::Preset;
     use super::*;
 
     #[test]
@@ -89,6 +100,10 @@ mod tests {
         for (name, text) in [("openclaw", OPENCLAW), ("openclaw-api", OPENCLAW_API), ("websocket", WEBSOCKET)] {
             assert!(DeTable::parse(text).is_ok(), "{name}");
             let (shared, report) = read(name, text);
+            assert!(
+                [Preset::Openclaw, Preset::OpenclawApi, Preset::Websocket].map(label).contains(&Some(name)),
+                "{name}"
+            );
             assert_eq!(report.diagnostics().len(), 0, "{}", report.to_text(false));
             assert!(shared.why.is_some(), "{name}");
         }

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HOST, ORIGIN, REFERER, USER_AGENT};
+use http::header::{
+    HOST, ORIGIN, REFERER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    USER_AGENT,
+};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
 
 use super::reply::{self, Reply};
@@ -80,6 +83,8 @@ pub struct Notes {
     refusal: Option<Refusal>,
     is_by_endpoint: bool,
     is_upgrade: bool,
+    /// Which WebSocket headers came: a proxy before us may have taken some.
+    websocket: Vec<&'static str>,
     bytes_out: u64,
     end: End,
 }
@@ -127,6 +132,7 @@ impl Exchange {
             refusal: None,
             is_by_endpoint: false,
             is_upgrade: false,
+            websocket: websocket_headers(fields),
             bytes_out: 0,
             end: End::Open,
         };
@@ -263,7 +269,7 @@ impl Exchange {
         log.request(&RequestRecord {
             id: self.id.to_str().unwrap_or_default(),
             site: self.site.as_ref().map(|site| &*site.label),
-            route: self.route.as_ref().map(|route| &*route.condition.prefix),
+            route: self.route.as_ref().map(|route| &*route.condition.prefix).filter(|prefix| !prefix.is_empty()),
             client: self.client,
             peer: self.connection.peer,
             hops: notes.hops,
@@ -285,6 +291,7 @@ impl Exchange {
             upstream: notes.endpoint.as_ref().map(|(label, _)| &**label),
             via_port: notes.endpoint.as_ref().and_then(|(_, port)| *port),
             upgrade: notes.is_upgrade,
+            websocket: &notes.websocket,
             ms: Timings {
                 head: notes.head_time,
                 held: notes.held,
@@ -308,6 +315,18 @@ impl Exchange {
 
 /// Placeholders are filled in only after a host was found.
 static NO_HOST: HeaderValue = HeaderValue::from_static("");
+
+/// The names of the WebSocket headers that came, without what they have in common. No memory is
+/// taken where there are none.
+fn websocket_headers(fields: &HeaderMap) -> Vec<&'static str> {
+    let known = [
+        (SEC_WEBSOCKET_EXTENSIONS, "extensions"),
+        (SEC_WEBSOCKET_KEY, "key"),
+        (SEC_WEBSOCKET_PROTOCOL, "protocol"),
+        (SEC_WEBSOCKET_VERSION, "version"),
+    ];
+    known.into_iter().filter(|(name, _)| fields.contains_key(name)).map(|(_, short)| short).collect()
+}
 
 /// 499, as nginx has it.
 fn client_left() -> StatusCode {

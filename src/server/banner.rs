@@ -18,13 +18,17 @@ pub(super) fn text(source: &Input, table: &SiteTable, took: Duration) -> String 
     };
     let mut text =
         format!("tidegate {}  {from}  {}\n", env!("CARGO_PKG_VERSION"), counted(table.sites().len(), "site"));
-    let rows: Vec<[String; 3]> = table.sites().iter().take(SHOWN).flat_map(|site| site_rows(site, table)).collect();
-    let rows: Vec<[String; 3]> = rows.into_iter().chain(redirects(table)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths = [width(0), width(1)];
+    let rows: Vec<Row> = table.sites().iter().take(SHOWN).flat_map(|site| site_rows(site, table)).collect();
+    let rows: Vec<Row> = rows.into_iter().chain(redirects(table)).collect();
+    // The last cell of a row may be as long as it likes.
+    let cells = |column| rows.iter().filter(move |row| column + 1 < row.len()).map(move |row: &Row| &row[column]);
+    let widths: Vec<usize> = (0..4).map(|n| cells(n).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
     // A String takes everything: no write below can fail.
-    for [url, to, certificate] in &rows {
-        let line = format!("  {url:<0$}   {to:<1$}   {certificate}", widths[0], widths[1]);
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths).filter(|(cell, width)| **width > 0 || !cell.is_empty()) {
+            let _ = write!(line, "  {cell:<width$} ");
+        }
         let _ = writeln!(text, "{}", line.trim_end());
     }
     if table.sites().len() > SHOWN {
@@ -40,8 +44,11 @@ pub(super) fn text(source: &Input, table: &SiteTable, took: Duration) -> String 
 /// A longer list than this is read with `show`, not at every start.
 const SHOWN: usize = 10;
 
+/// Where; the preset; where to; the certificate. Or where, and what happens there.
+type Row = Vec<String>;
+
 /// One row for each way to reach a site.
-fn site_rows(site: &Site, table: &SiteTable) -> Vec<[String; 3]> {
+fn site_rows(site: &Site, table: &SiteTable) -> Vec<Row> {
     let listener = table.listener(site.listener);
     let (scheme, addresses) = if site.tls.is_some() { ("https", &listener.https) } else { ("http", &listener.http) };
     let to = site.routes.iter().last().map(|route| format!("-> {}", diff::destination(&route.action)));
@@ -49,18 +56,20 @@ fn site_rows(site: &Site, table: &SiteTable) -> Vec<[String; 3]> {
         CertificateSource::Local => "certificate: local CA".to_owned(),
         CertificateSource::Files { cert, .. } => format!("certificate: {}", cert.display()),
     });
+    let preset = site.preset.map(|preset| format!("preset {preset}"));
     let row = |place| {
-        [url(scheme, &site.label, place), to.clone().unwrap_or_default(), certificate.clone().unwrap_or_default()]
+        let facts = [&preset, &to, &certificate].map(|fact| fact.clone().unwrap_or_default());
+        [url(scheme, &site.label, place)].into_iter().chain(facts).collect()
     };
     places(addresses).into_iter().map(row).collect()
 }
 
 /// One row for each cleartext port of the default listener.
-fn redirects(table: &SiteTable) -> Vec<[String; 3]> {
+fn redirects(table: &SiteTable) -> Vec<Row> {
     let Some(listener) = table.listeners.first() else { return Vec::new() };
     let host = table.sites().iter().find(|site| site.tls.is_some()).map(|site| site.label.clone());
     let Some(host) = host else { return Vec::new() };
-    let row = |place| [url("http", &host, place), "redirects to https".into(), String::new()];
+    let row = |place| vec![url("http", &host, place), "redirects to https".into()];
     places(&listener.http).into_iter().map(row).collect()
 }
 
@@ -113,7 +122,7 @@ mod tests {
         let source = Input::File("config/local.toml".into());
         let expected = format!(
             "tidegate {}  config/local.toml  1 site\n\
-             \x20 https://localhost:8443   -> 127.0.0.1:18789   certificate: local CA\n\
+             \x20 https://localhost:8443   preset openclaw   -> 127.0.0.1:18789   certificate: local CA\n\
              \x20 http://localhost:8080    redirects to https\n\
              \x20 note: your browser does not know the local CA yet: run `tidegate trust` once\n\
              ready in 41 ms\n",

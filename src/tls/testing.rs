@@ -49,6 +49,7 @@ pub(super) fn site(host: &str, policy: &TlsPolicy, certificate: CertificateSourc
         serve_aliases: false,
         listener: ListenerId(0),
         tls: Some(SiteTls { policy: Arc::new(policy.clone()), certificate }),
+        preset: None,
         attribution: Attribution::Client,
         routes: RouteTable::default(),
         why: None,

@@ -13,6 +13,7 @@ use super::{Compiler, list};
 use crate::addr::{HostName, HostPattern, ListenAddr};
 use crate::config::file::{self, File, Shared};
 use crate::config::kinds::{Certificate, Wanted};
+use crate::config::preset;
 use crate::config::read::{At, nearest};
 use crate::config::report::{Code, Diagnostic, Span};
 use crate::config::show::Effective;
@@ -130,6 +131,7 @@ impl Compiler<'_> {
             serve_aliases: written.serve_aliases.as_ref().is_some_and(|at| at.value),
             listener: listener?,
             tls: tls?,
+            preset: preset::label(chosen_preset(None, &written.shared, defaults)),
             attribution,
             routes: routes?,
             why: written.why.as_ref().map(|at| at.value.clone().into()),
@@ -333,11 +335,7 @@ impl Compiler<'_> {
         let own = &written.shared;
         self.one_action(own, place);
         self.reasons_of_shared(own, place, &[&written.why]);
-        let chosen = |route: Option<&Shared>| {
-            let near =
-                route.and_then(|route| route.preset.as_ref()).or(own.preset.as_ref()).or(defaults.preset.as_ref());
-            near.map_or(file::Preset::None, |at| at.value)
-        };
+        let chosen = |route: Option<&Shared>| chosen_preset(route, own, defaults);
         let preset = chosen(None);
         let merged = layered(&[own, self.presets.settings(preset), defaults]);
         effective.site(host, &merged, written);
@@ -471,6 +469,12 @@ fn is_internal(pattern: &HostPattern) -> bool {
         // `*.internal` is about the names below: `internal` alone has no suffix to judge by.
         HostPattern::Wildcard(name) => HostName::parse(&format!("a.{name}")).is_ok_and(|name| name.is_internal()),
     }
+}
+
+/// The preset in force: the nearest one.
+fn chosen_preset(route: Option<&Shared>, own: &Shared, defaults: &Shared) -> file::Preset {
+    let near = route.and_then(|route| route.preset.as_ref()).or(own.preset.as_ref()).or(defaults.preset.as_ref());
+    near.map_or(file::Preset::None, |at| at.value)
 }
 
 /// The methods that a slip is compared with.
