@@ -340,7 +340,8 @@ impl Server {
             log::say(&banner::text(&self.source, &current.table, took));
         } else {
             let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(event = "ready", generation = current.number, sites = current.table.sites().len(), ms);
+            let sites = current.table.sites().len();
+            tracing::info!(event = "ready", generation = current.number, sites, ms, "ready");
         }
     }
 }

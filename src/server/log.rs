@@ -208,7 +208,8 @@ impl Entry {
         format!("{}\n", Value::Object(line))
     }
 
-    /// `warn   message  key=value`; a field that has lines of its own follows below.
+    /// `warn   message  key=value`; a field that has lines of its own follows below, and a number that
+    /// the message tells is not told again.
     fn text(self, level: Level) -> String {
         let colour = match level {
             Level::ERROR => "\u{1b}[1;31m",
@@ -228,12 +229,28 @@ impl Entry {
                 Value::String(text) => {
                     let _ = write!(line, "  {name}={text}");
                 }
+                other if self.says(name, other) => {}
                 other => {
                     let _ = write!(line, "  {name}={other}");
                 }
             }
         }
         format!("{line}\n{below}")
+    }
+}
+
+impl Entry {
+    /// True when the message has this number of these: `2 listeners`, `1 site`, `generation 7`.
+    fn says(&self, name: &str, number: &Value) -> bool {
+        let singular = name.strip_suffix('s').unwrap_or(name);
+        let mut words = self.message.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        let mut last = words.next().unwrap_or_default();
+        let number = number.to_string();
+        words.any(|word| {
+            let before = std::mem::replace(&mut last, word);
+            let is_name = |word: &str| word == name || word == singular;
+            (before == number && is_name(word)) || (is_name(before) && word == number)
+        })
     }
 }
 
@@ -312,6 +329,12 @@ mod tests {
     #[test]
     fn a_text_line_leaves_out_what_only_machines_need() {
         assert_eq!(entry().line(Level::INFO, true), "info   cannot read \"a\"  generation=7\n");
+        let mut entry = Entry { message: "generation 8: no change\nkept: 1 listener".into(), ..entry() };
+        for (name, number) in [("generation", 8), ("listeners", 1), ("tunnels", 8)] {
+            entry.fields.insert(name.into(), number.into());
+        }
+        let expected = "info   generation 8: no change\n       kept: 1 listener  tunnels=8\n";
+        assert_eq!(entry.line(Level::INFO, true), expected);
     }
 
     #[test]
