@@ -20,6 +20,8 @@ mod log;
 mod process;
 mod reload;
 mod routes;
+mod settings;
+mod terminal;
 mod tls;
 mod trust;
 mod websocket;

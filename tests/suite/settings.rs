@@ -1,0 +1,300 @@
+//! Settings whose promise no other file proves: networks from files, what `trust.strip` leaves to a hop,
+//! names re-resolved, least-conn, the idle pool, unknown SNI, error pages, HSTS, the watchdog, log levels.
+
+use tokio::net::{TcpListener, UnixDatagram};
+
+use crate::harness::{
+    Answer, ClientTls, Edge, Scripted, Upstream, WebSocketUpstream, Wire, run_in, site, site_with, upgrade_request,
+    within,
+};
+
+/// CONFIG.md 3: a list of networks may stand in a file of its own, with comments.
+#[tokio::test]
+async fn networks_may_stand_in_a_file() {
+    let upstream = Upstream::echo().await;
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("hops.txt");
+    std::fs::write(&file, "# the balancers\n198.51.100.0/24\n\n127.0.0.1   # this one\n").unwrap();
+    let config = format!(
+        "[networks]\nhops = {{ file = {file:?} }}\n[trust]\nproxies = [\"hops\"]\n{}",
+        site("a.test", &upstream)
+    );
+    let edge = Edge::start(&config).await;
+    edge.get_with("a.test", "/", "X-Forwarded-For: 203.0.113.77, 198.51.100.4\r\n").await;
+    assert_eq!(upstream.request(0).await.header("x-forwarded-for"), Some("203.0.113.77"));
+    // M-10: the chain as it came in, beside the client that was made of it.
+    let record = edge.record("request").await;
+    assert_eq!((&record["client"], &record["hops"]), (&"203.0.113.77".into(), &2.into()), "{record}");
+    assert_eq!(record["forwarded_in"], "203.0.113.77, 198.51.100.4", "{record}");
+    std::fs::write(&file, "198.51.100.0/33\n").unwrap();
+    assert!(!edge.reload().await, "a line that is no network is a fault");
+    assert!(edge.stderr().contains("hops.txt"), "{}", edge.stderr());
+}
+
+/// CONFIG.md 3: what `trust.strip` names is taken from a trusted hop, and from nobody else; with `-` at its end, all of a family.
+#[tokio::test]
+async fn a_stripped_header_passes_from_a_trusted_hop_only() {
+    let upstream = Upstream::echo().await;
+    let lines = "X-Company-User: alice\r\nX-Company-Groups: ops\r\nX-Companyname: 1\r\n";
+    for (proxies, passes) in [("10.0.0.0/8", false), ("loopback", true)] {
+        let before = upstream.seen().len();
+        let trust = format!("[trust]\nproxies = [\"{proxies}\"]\nstrip = [\"x-company-\"]\n");
+        let edge = Edge::start(&(trust + &site("a.test", &upstream))).await;
+        edge.get_with("a.test", "/", &format!("{lines}X-Forwarded-For: 203.0.113.77\r\n")).await;
+        let seen = &upstream.seen()[before];
+        assert_eq!(seen.headers.has("x-company-user"), passes, "{:?}", seen.headers);
+        assert_eq!(seen.headers.has("x-company-groups"), passes, "{:?}", seen.headers);
+        assert!(seen.headers.has("x-companyname"), "{:?}", seen.headers);
+    }
+}
+
+/// M-13: the name of an upstream is resolved again for a new connection, without a reload.
+#[tokio::test]
+async fn a_name_with_a_new_address_is_found() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let hosts = dir.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 gateway.internal\n").unwrap();
+    // A hosts file of the edge's own, in a mount namespace; not every machine lets one have it.
+    let mount = format!("mount --bind '{}' /etc/hosts && exec \"$@\"", hosts.display());
+    let launch = ["-r", "-m", "sh", "-c", &mount, "sh"];
+    let is_possible = std::process::Command::new("unshare").args(launch).arg("true").output();
+    if !is_possible.is_ok_and(|output| output.status.success()) {
+        return;
+    }
+    let closing = |body: &'static str| move |_: &_| Answer::ok("Connection: close\r\n", body);
+    let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = first.local_addr().unwrap().port();
+    let second = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    let _old = Upstream::answering_on(first, closing("old"));
+    let _new = Upstream::answering_on(second, closing("new"));
+    let config = site("a.test", format!("http://gateway.internal:{port}"));
+    let Some(edge) = Edge::start_under("unshare", &launch, &config).await else { return };
+    assert_eq!(edge.get("a.test", "/").await.text(), "old");
+    // In place: the mount follows the file, not its name.
+    std::fs::write(&hosts, "127.0.0.2 gateway.internal\n").unwrap();
+    assert_eq!(edge.get("a.test", "/").await.text(), "new");
+    std::fs::write(&hosts, "").unwrap();
+    let reply = edge.get("a.test", "/").await;
+    assert!(reply.status == 502 && reply.headers.get("proxy-status").unwrap().contains("dns_error"), "{reply:?}");
+}
+
+/// CONFIG.md 3: `least-conn` counts tunnels: the server with fewer of them gets the next one.
+#[tokio::test]
+async fn the_server_with_fewer_tunnels_gets_the_next() {
+    let (one, two) = (WebSocketUpstream::start().await, WebSocketUpstream::start().await);
+    let config = format!(
+        "[process]\nworkers = 1\n[upstreams.pair]\nservers = [\"{one}\", \"{two}\"]\n{}",
+        site("a.test", "pair")
+    );
+    let edge = Edge::start(&config).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let ones = one.seen().len();
+        let socket = edge.websocket("a.test", "/").await;
+        open.push((one.seen().len() > ones, socket));
+    }
+    assert_eq!((one.seen().len(), two.seen().len()), (2, 2));
+    let (of_one, of_two): (Vec<_>, Vec<_>) = open.into_iter().partition(|(is_one, _)| *is_one);
+    for (_, socket) in of_one {
+        socket.close(1000, "").await;
+    }
+    edge.record_where("both ends", |_| edge.records().iter().filter(|record| record["kind"] == "tunnel").count() == 2)
+        .await;
+    let _next = [edge.websocket("a.test", "/").await, edge.websocket("a.test", "/").await];
+    assert_eq!((one.seen().len(), two.seen().len()), (4, 2), "the two that are left are the other server's");
+    drop(of_two);
+}
+
+/// CONFIG.md 3: no more than `max_idle` connections are kept for later.
+#[tokio::test]
+async fn idle_connections_are_bounded() {
+    let upstream = Scripted::bind().await;
+    let config = format!(
+        "[process]\nworkers = 1\n[upstreams.u]\nservers = [\"{upstream}\"]\nmax_idle = 1\nkeep_alive = \"1h\"\n{}",
+        site("a.test", "u")
+    );
+    let edge = Edge::start(&config).await;
+    let (mut clients, mut servers) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let mut client = edge.h1("a.test").await;
+        client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        servers.push(upstream.request().await.0);
+        clients.push(client);
+    }
+    for (client, server) in clients.iter_mut().zip(&mut servers) {
+        server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(client.reply().await.text(), "ok");
+    }
+    let mut idle: tokio::task::JoinSet<bool> = tokio::task::JoinSet::new();
+    for mut server in servers {
+        idle.spawn(async move {
+            let more = server.wire.fill_patiently().await;
+            if more {
+                server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nkept").await;
+                server.wire.fill_patiently().await;
+            }
+            more
+        });
+    }
+    for _ in 0..2 {
+        let more = within("two of three are closed", idle.join_next()).await.unwrap().unwrap();
+        assert!(!more, "closed, and nothing was sent on them");
+    }
+    assert_eq!(edge.get("a.test", "/").await.text(), "kept", "the third is used again");
+}
+
+/// CONFIG.md 3: `unknown_sni` may name a site: its certificate is shown, and its Host is still judged.
+#[tokio::test]
+async fn an_unknown_name_may_see_a_sites_certificate() {
+    let upstream = Upstream::echo().await;
+    let edge = Edge::start(&format!("[tls]\nunknown_sni = \"a.test\"\n{}", site("a.test", &upstream))).await;
+    // A client that looks at the certificate as if it had asked for the site.
+    let config = ClientTls { roots: Vec::new(), ..ClientTls::alpn(&["http/1.1"]) }.config(&edge);
+    let refused = edge.handshake("old.example.com", config).await.expect_err("the certificate is for another name");
+    assert!(refused.to_string().contains("a.test") || refused.to_string().contains("NotValidForName"), "{refused}");
+    let without = ClientTls { without_sni: true, ..ClientTls::alpn(&["http/1.1"]) };
+    let stream = edge.handshake("a.test", without.config(&edge)).await.expect("the site's certificate");
+    let mut wire = Wire::new(stream);
+    wire.send("GET / HTTP/1.1\r\nHost: old.example.com\r\n\r\n").await;
+    assert_eq!(wire.reply().await.status, 421);
+    assert!(upstream.seen().is_empty());
+}
+
+/// CONFIG.md 3: pages by status are of the route, and JSON and text are pages too.
+#[tokio::test]
+async fn error_pages_are_of_the_route() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (json, text) = (dir.path().join("502.json"), dir.path().join("413.txt"));
+    std::fs::write(&json, "{\"down\":true}").unwrap();
+    std::fs::write(&text, "too much").unwrap();
+    let closed = Scripted::bind().await.to_string();
+    let lines = format!(
+        "limits = {{ body = \"1B\" }}\n[[sites.\"a.test\".routes]]\npath = \"/v1\"\nerrors = {{ 502 = {json:?}, 413 = {text:?} }}\n"
+    );
+    let edge = Edge::start(&site_with("a.test", &closed, &lines)).await;
+    let reply = edge.get("a.test", "/v1/models").await;
+    assert_eq!((reply.status, reply.text().as_str()), (502, "{\"down\":true}"));
+    assert_eq!(reply.headers.get("content-type"), Some("application/json"));
+    assert!(reply.is_by_edge() && reply.headers.has("x-request-id"), "{reply:?}");
+    let post = "POST /v1 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\n";
+    let reply = edge.exchange("a.test", post).await;
+    assert_eq!((reply.status, reply.text().as_str()), (413, "too much"));
+    assert!(reply.headers.get("content-type").unwrap().starts_with("text/plain"), "{reply:?}");
+    assert!(edge.get("a.test", "/").await.text().contains("E502-refused"), "elsewhere our own words");
+}
+
+/// N-04: HSTS in stages: a duration, or a table with what it covers; never over cleartext.
+#[tokio::test]
+async fn hsts_says_what_it_covers() {
+    let upstream = Upstream::echo().await;
+    let config = site_with("a.test", &upstream, "hsts = \"1h\"")
+        + &site_with("b.test", &upstream, "hsts = { max_age = \"365d\", include_subdomains = true, preload = true }")
+        + &site_with(
+            "localhost",
+            &upstream,
+            "tls = \"off\"\n[sites.localhost.headers]\nresponse.set = { x-seen = \"1\" }",
+        );
+    let edge = Edge::start(&config).await;
+    for (host, expected) in [("a.test", "max-age=3600"), ("b.test", "max-age=31536000; includeSubDomains; preload")] {
+        let reply = edge.get(host, "/").await;
+        assert_eq!(reply.headers.all("strict-transport-security"), [expected]);
+    }
+    // RFC 6797 7.2: neither the redirect nor a cleartext site carries it.
+    for host in ["a.test", "localhost"] {
+        let mut plain = edge.plain().await;
+        plain.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        let reply = plain.reply().await;
+        assert!(!reply.headers.has("strict-transport-security"), "{reply:?}");
+    }
+}
+
+/// Issue 2, 10: the service manager's watchdog hears of us while we serve, and STATUS says what we do.
+#[tokio::test]
+async fn the_watchdog_is_fed() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let upstream = Upstream::echo().await;
+    let env = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
+    let _edge = Edge::start_with(&site("a.test", &upstream), &env).await;
+    let (mut fed, mut status) = (0, String::new());
+    within("three signs of life and a status", async {
+        let mut buffer = [0; 4096];
+        while fed < 3 || status.is_empty() {
+            let length = socket.recv(&mut buffer).await.unwrap();
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            fed += text.lines().filter(|line| *line == "WATCHDOG=1").count();
+            status.extend(text.lines().filter_map(|line| line.strip_prefix("STATUS=")));
+        }
+    })
+    .await;
+    assert!(status.contains("1 site"), "{status}");
+}
+
+/// CONFIG.md 3: `level` is the least severe one that is written; a client's mistake is never above `debug`.
+#[tokio::test]
+async fn the_log_has_a_level() {
+    let upstream = Upstream::echo().await;
+    let mut edge = Edge::start(&site("a.test", &upstream)).await;
+    assert!(edge.reload_with(&format!("[log]\nlevel = \"debug\"\n{}", site("a.test", &upstream))).await);
+    edge.rewrite(&format!("[log]\nlevel = \"error\"\n{}", site("a.test", &upstream)));
+    edge.signal(nix::sys::signal::Signal::SIGHUP);
+    within("the new generation", async {
+        while edge.get("a.test", "/").await.status != 200
+            || edge.records().last().is_none_or(|record| record["gen"] != 3)
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let before = edge.stderr();
+    edge.exchange("a.test", "GET / HTTP/1.1\r\nHost: a.test\r\nContent-Length: x\r\n\r\n").await;
+    edge.exchange("a.test", "GET / HTTP/1.1\r\nHost: nowhere.test\r\n\r\n").await;
+    assert!(edge.stop().await.success());
+    let after = edge.stderr();
+    assert!(!after[before.len()..].contains("\"level\":\"info\""), "{after}");
+    assert!(!after.contains("\"level\":\"warn\"") && !after.contains("\"level\":\"error\""), "{after}");
+}
+
+/// N-05: a record tells which WebSocket headers came, so that one that a proxy before us took is missed; their values stay out.
+#[tokio::test]
+async fn a_record_names_the_websocket_headers() {
+    let upstream = WebSocketUpstream::start().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let lines = "Sec-WebSocket-Protocol: secret-in-a-subprotocol\r\nSec-WebSocket-Extensions: permessage-deflate\r\n";
+    edge.upgrade("a.test", "/all", lines).await;
+    edge.upgrade("a.test", "/few", "").await;
+    // A proxy that takes `Upgrade` leaves a request that still shows what it was.
+    edge.exchange("a.test", upgrade_request("a.test", "/lost", "").replace("Upgrade: websocket\r\n", "")).await;
+    edge.get("a.test", "/none").await;
+    for (path, expected) in [
+        ("/all", serde_json::json!(["extensions", "key", "protocol", "version"])),
+        ("/few", serde_json::json!(["key", "version"])),
+        ("/lost", serde_json::json!(["key", "version"])),
+        ("/none", serde_json::Value::Null),
+    ] {
+        let is_mine = |record: &serde_json::Value| record["kind"] == "request" && record["path"] == path;
+        let record = edge.record_where(path, is_mine).await;
+        assert_eq!(record["websocket"], expected, "{record}");
+    }
+    assert!(!edge.stdout().contains("secret-in-a-subprotocol"));
+}
+
+/// O-19: two servers behind preset `openclaw` are two gateways under one name: refused, unless a client keeps its own.
+#[test]
+fn two_gateways_under_one_name_are_refused() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let config = |balance: &str| {
+        format!(
+            "[upstreams.pair]\nservers = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n{balance}\n\
+             [sites.\"a.test\"]\npreset = \"openclaw\"\nupstream = \"pair\"\n"
+        )
+    };
+    for (balance, code) in
+        [("", 2), ("balance = \"round-robin\"", 2), ("balance = \"least-conn\"", 2), ("balance = \"hash:client\"", 0)]
+    {
+        std::fs::write(dir.path().join("tidegate.toml"), config(balance)).unwrap();
+        let run = run_in(dir.path(), &["check"]);
+        assert_eq!(run.code, Some(code), "{balance}: {run:?}");
+    }
+}
