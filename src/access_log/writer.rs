@@ -230,7 +230,8 @@ impl Output {
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    opened.map_err(|error| io::Error::new(error.kind(), format!("\"{}\": {error}", path.display())))
 }
 
 /// An output and how it fares.

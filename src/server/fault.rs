@@ -92,8 +92,12 @@ fn one(fault: &(dyn std::error::Error + 'static), help: Option<&str>) -> String 
     let mut text = format!("error: {fault}");
     let mut cause = fault.source();
     while let Some(because) = cause {
-        text.push_str(": ");
-        text.push_str(&because.to_string());
+        let words = because.to_string();
+        // Some faults already end in the words of their cause.
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         cause = because.source();
     }
     text.push('\n');

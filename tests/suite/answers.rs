@@ -47,12 +47,17 @@ async fn a_client_near_by_learns_which_address_refused() {
     let reply = edge.get("a.test", "/").await;
     assert!(reply.headers.get("proxy-status").unwrap().contains(&closed), "{:?}", reply.headers);
     assert!(reply.text().contains(&closed), "{}", reply.text());
+    assert!(reply.text().contains("openclaw gateway run"), "and what to start: {}", reply.text());
+    let page = edge.get_with("a.test", "/", "Accept: text/html\r\n").await.text();
+    assert!(page.contains(&closed) && page.contains("openclaw gateway run"), "{page}");
     // The same for a client from the internet, whom a trusted hop names: the inner address is none of its business.
     let edge = Edge::start(&format!("[trust]\nproxies = [\"loopback\"]\n{}", site("a.test", &closed))).await;
     let reply = edge.get_with("a.test", "/", "X-Forwarded-For: 203.0.113.77\r\n").await;
     assert_eq!(reply.status, 502);
     let all = format!("{:?} {}", reply.headers, reply.text());
-    assert!(!all.contains(&closed) && !all.contains("127.0.0.1"), "{all}");
+    assert!(!all.contains(&closed) && !all.contains("127.0.0.1") && !all.contains("openclaw"), "{all}");
+    let reply = edge.get_with("a.test", "/", "X-Forwarded-For: 192.168.7.9\r\n").await;
+    assert!(reply.text().contains(&closed), "a private network is near too: {}", reply.text());
 }
 
 /// CONFIG.md 5: a page cannot be made to carry what a client wrote.

@@ -256,6 +256,55 @@ async fn the_log_has_a_level() {
     assert!(!after.contains("\"level\":\"warn\"") && !after.contains("\"level\":\"error\""), "{after}");
 }
 
+/// HOUSE.md B4: what the machine refuses is named once, with its path and what to do, and the status is 1.
+#[test]
+fn what_cannot_be_written_is_named() {
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let listen = "[listen]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\n[sites.\"a.test\"]\nupstream = \"127.0.0.1:1\"\n";
+    for (storage, access, wanted) in
+        [("storage", "file/access.log", "file/access.log"), ("file/storage", "off", "file/storage")]
+    {
+        let text = format!("storage = {storage:?}\n{listen}[log]\naccess = {access:?}\n");
+        std::fs::write(dir.path().join("tidegate.toml"), text).unwrap();
+        let run = run_in(dir.path(), &["run"]);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(run.stderr.contains(wanted) && run.stderr.contains("help: "), "{run:?}");
+        assert_eq!(run.stderr.matches("os error").count(), 1, "{run:?}");
+    }
+}
+
+/// O-20: webhooks come without `Origin` and pass where the edge judges origins; a browser's foreign one does not.
+#[tokio::test]
+async fn webhooks_pass_without_an_origin() {
+    let upstream = Upstream::saying("ok").await;
+    let lines = "origins = { allow = [\"https://a.test\"] }\n[[sites.\"a.test\".routes]]\npath = \"/hooks\"\nlimits = { body = \"4B\" }";
+    let edge = Edge::start(&site_with("a.test", &upstream, lines)).await;
+    let post = |path: &str, origin: &str, body: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: a.test\r\n{origin}Content-Length: {}\r\n\r\n{body}", body.len())
+    };
+    assert_eq!(edge.exchange("a.test", post("/hooks/slack", "", "{}")).await.status, 200);
+    assert_eq!(edge.exchange("a.test", post("/hooks/slack", "", "too long")).await.status, 413, "limits of their own");
+    let foreign = "Origin: https://evil.example.com\r\n";
+    assert_eq!(edge.exchange("a.test", post("/hooks/slack", foreign, "{}")).await.status, 403);
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+/// M-06: an `Origin` may be given to clients that have none and are named by a header; off by default, and the record tells the truth.
+#[tokio::test]
+async fn an_origin_may_be_given_to_named_clients() {
+    let upstream = WebSocketUpstream::start().await;
+    let lines = "[[sites.\"a.test\".routes]]\npath = \"/\"\nheaders = { x-agent = \"mission-control\", request.set = { origin = \"https://a.test\" } }";
+    let edge = Edge::start(&site_with("a.test", &upstream, lines)).await;
+    for (headers, origin) in [("X-Agent: mission-control\r\n", Some("https://a.test")), ("", None)] {
+        let before = upstream.seen().len();
+        assert_eq!(edge.upgrade("a.test", "/", headers).await.0.status, 101);
+        assert_eq!(upstream.seen()[before].header("origin"), origin);
+    }
+    edge.record_where("both", |_| edge.records().iter().filter(|record| record["upgrade"] == true).count() == 2).await;
+    assert!(edge.records().iter().all(|record| record["origin"].is_null()), "what the client said");
+}
+
 /// N-05: a record tells which WebSocket headers came, so that one that a proxy before us took is missed; their values stay out.
 #[tokio::test]
 async fn a_record_names_the_websocket_headers() {
