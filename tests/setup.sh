@@ -15,6 +15,7 @@ programs=(
   jq=jq                  # reading records in shell scripts
   python3=python3        # raw sockets in black-box tests
   unshare=util-linux     # a network namespace of the test's own
+  script=bsdutils        # a terminal of the test's own
   npm=npm                # fetches the packages below
 )
 # Exact versions: the scenario knows this gateway's protocol and answers, and a test must not change by itself.

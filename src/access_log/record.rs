@@ -78,7 +78,7 @@ pub struct RequestRecord<'a> {
     pub generation: u64,
 }
 
-/// TLS of a connection: `1.3 AES_128_GCM_SHA256 X25519MLKEM768`.
+/// TLS of a connection: `1.3 AES_128_GCM X25519MLKEM768`.
 #[derive(Clone, Copy, Debug)]
 pub struct TlsRecord<'a> {
     /// `1.3`.
