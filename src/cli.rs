@@ -16,7 +16,7 @@ use crate::addr::HostPattern;
 use crate::config::report::{Report, Severity};
 use crate::config::{self, Input};
 use crate::control;
-use crate::server::history;
+use crate::server::history::{self, HistoryError};
 
 /// Where a configuration is looked for when none is named.
 const PLACES: [&str; 2] = ["tidegate.toml", "/etc/tidegate/tidegate.toml"];
@@ -209,10 +209,10 @@ fn trust(file: &FileArg, export: Option<&Path>) -> io::Result<Exit> {
 /// `tidegate rollback`.
 fn rollback(file: &FileArg, storage: Option<&Path>, is_list: bool, choice: Option<usize>) -> io::Result<Exit> {
     let path = path(file)?;
-    // The file may be the broken one that is to be replaced: then its `storage` cannot be read.
+    // The file may be the broken one that is to be replaced: then what it says of `storage` is enough.
     let storage = storage.map(Path::to_owned).unwrap_or_else(|| match config::load(&path) {
         Ok(loaded) => loaded.table.storage,
-        Err(_) => config::default_storage(),
+        Err(_) => config::storage_named_in(&path).unwrap_or_else(config::default_storage),
     });
     let mut out = anstream::stdout();
     let done = if is_list {
@@ -223,7 +223,16 @@ fn rollback(file: &FileArg, storage: Option<&Path>, is_list: bool, choice: Optio
     match done {
         Ok(()) => Ok(Exit::Fine),
         Err(error) => {
-            writeln!(anstream::stderr(), "error: {error}")?;
+            let mut err = anstream::stderr();
+            writeln!(err, "error: {error}")?;
+            match &error {
+                HistoryError::Invalid(faults) => write!(err, "{}", faults.0.to_text(true))?,
+                HistoryError::NoEntry { kept: 0, .. } => {
+                    let storage = storage.display();
+                    writeln!(err, "help: this is about {storage}; name another directory with --storage DIR")?;
+                }
+                HistoryError::Io { .. } | HistoryError::NoEntry { .. } | HistoryError::Included(_) => {}
+            }
             Ok(Exit::CouldNotRun)
         }
     }

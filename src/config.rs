@@ -20,6 +20,8 @@ mod values;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use toml::de::DeTable;
+
 pub use compile::default_storage;
 pub use report::{Diagnostic, Report};
 pub use schema::{json_schema, reference};
@@ -92,6 +94,17 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
             Err(report)
         }
     }
+}
+
+/// The `storage` that a file names, whatever else is wrong with it: a rollback is wanted when the
+/// file is broken. `None` when it names none in itself, or cannot be read at all.
+pub fn storage_named_in(path: &Path) -> Option<PathBuf> {
+    let text = disk::read_text(path).ok()?;
+    // Not TOML as a whole, perhaps; what stands before its first table still is.
+    let (table, _) = DeTable::parse_recoverable(&text);
+    let (_, value) = table.get_ref().iter().find(|(key, _)| key.get_ref() == "storage")?;
+    let named = value.get_ref().as_str().filter(|named| !named.is_empty())?;
+    Some(disk::resolve_in(path, named))
 }
 
 /// Compiles a text as if it were a file of this name in the current directory. Reads no files but

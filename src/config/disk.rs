@@ -41,7 +41,12 @@ pub(crate) fn words(error: &std::io::Error) -> String {
 
 /// The file that a text means: relative to the file in which the text stands.
 pub(crate) fn resolve(span: &Span, text: &str) -> PathBuf {
-    let base = span.source.path.as_deref().and_then(Path::parent).unwrap_or_else(|| Path::new(""));
+    resolve_in(span.source.path.as_deref().unwrap_or_else(|| Path::new("")), text)
+}
+
+/// The file that a text of `file` means.
+pub(crate) fn resolve_in(file: &Path, text: &str) -> PathBuf {
+    let base = file.parent().unwrap_or_else(|| Path::new(""));
     let joined = base.join(text);
     std::path::absolute(&joined).unwrap_or(joined)
 }

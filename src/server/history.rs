@@ -49,7 +49,7 @@ pub struct Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// A file or directory.
-    #[error("cannot {doing} {}", path.display())]
+    #[error("cannot {doing} {}: {source}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
@@ -146,8 +146,8 @@ pub fn write_list(main: &Path, storage: &Path, out: &mut dyn Write) -> Result<()
     show(&entries, main, out).map_err(|source| io_error("write", Path::new("the list"), source))
 }
 
-/// Restores an entry: `choice` counts from 1, the newest; `None` is the newest that differs from
-/// what stands there now.
+/// Restores an entry: `choice` counts from 1, the newest; `None` is the newest that was in force and
+/// differs from what stands there now.
 ///
 /// Restoring replaces the files one by one (each by a rename), reads the result as a reload would,
 /// and puts everything back if it is not valid or not the kept configuration. What is replaced is
@@ -158,8 +158,10 @@ pub fn write_list(main: &Path, storage: &Path, out: &mut dyn Write) -> Result<()
 pub fn rollback(main: &Path, storage: &Path, choice: Option<usize>, out: &mut dyn Write) -> Result<(), HistoryError> {
     let entries = list(storage, main)?;
     let is_other = |entry: &Entry| present(entry).is_ok_and(|before| !is_same(entry, &before));
-    let newest_other = || entries.iter().position(is_other).map_or(entries.len() + 1, |index| index + 1);
-    let wanted = choice.unwrap_or_else(newest_other);
+    // What a rollback replaced may have been broken: only what was in force is known to be good.
+    let was_good = |entry: &Entry| entry.reason == Reason::InForce && is_other(entry);
+    let newest_other = || entries.iter().position(was_good).or_else(|| entries.iter().position(is_other));
+    let wanted = choice.unwrap_or_else(|| newest_other().map_or(entries.len() + 1, |index| index + 1));
     let entry = wanted.checked_sub(1).and_then(|index| entries.get(index));
     let entry = entry.ok_or(HistoryError::NoEntry { wanted, kept: entries.len() })?;
     let before = present(entry)?;

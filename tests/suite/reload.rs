@@ -233,6 +233,35 @@ async fn a_kept_configuration_can_be_restored() {
     assert_eq!(edge.get("a.test", "/").await.text(), "old");
 }
 
+/// A rollback is wanted when the file is broken: its `storage` is found whatever else is wrong, and when it is not, the help says how.
+#[tokio::test]
+async fn a_broken_file_is_rolled_back() {
+    let upstream = Upstream::echo().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let original = std::fs::read_to_string(edge.config_path()).unwrap();
+    let config = edge.config_path();
+    let rollback = ["rollback", "-c", config.to_str().unwrap()];
+    for broken in [format!("{original}presett = 1\n"), format!("{original}[[[\n"), format!("{original}x = \n")] {
+        edge.rewrite_raw(&broken);
+        let run = run_in(edge.dir(), &rollback);
+        assert_eq!(run.code, Some(0), "{broken}: {run:?}");
+        assert_eq!(std::fs::read_to_string(edge.config_path()).unwrap(), original);
+    }
+    let run = run_in(edge.dir(), &[&rollback[..], &["1"]].concat());
+    assert!(
+        run.code == Some(1) && run.stderr.contains("--> "),
+        "what a rollback replaced was broken, and says how: {run:?}"
+    );
+    assert_eq!(std::fs::read_to_string(edge.config_path()).unwrap(), original);
+    std::fs::remove_file(edge.config_path()).unwrap();
+    let run = run_in(edge.dir(), &rollback);
+    assert!(run.code == Some(1) && run.stderr.contains("--storage"), "{run:?}");
+    let storage = edge.dir().join("storage");
+    let run = run_in(edge.dir(), &[&rollback[..], &["--storage", storage.to_str().unwrap()]].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(std::fs::read_to_string(edge.config_path()).unwrap(), original);
+}
+
 /// A file that serves nothing is a fault at the start, too.
 #[tokio::test]
 async fn a_file_that_serves_nothing_does_not_start() {
