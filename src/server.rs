@@ -320,8 +320,7 @@ impl Server {
         let current = self.parts.snapshot.current();
         let table = &current.table;
         if let Err(error) = history::keep(&table.storage, sources, table.process.history) {
-            let why = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(event = "history", why, "{error}: `tidegate rollback` will not know this configuration");
+            tracing::warn!(event = "history", "{error}: `tidegate rollback` will not know this configuration");
         }
     }
 
