@@ -172,7 +172,8 @@ mirror! {
         /// are resolved again for each new connection.
         servers: List<String> = required("[\"127.0.0.1:18789\"]");
         /// How a server is chosen: `least-conn`, `round-robin`, or `hash:client`, which keeps a
-        /// client at its server. Default `least-conn`: tunnels live for days, and turns ignore it.
+        /// client at its server. Default `least-conn`: tunnels live for days, and turns ignore it. Each
+        /// worker counts for itself.
         balance: Balance = default("\"least-conn\"");
         /// How long requests without a body, and upgrades, wait while no server answers, instead
         /// of failing at once. Default `0s`: off.

@@ -1,7 +1,7 @@
 //! Opening a connection to an endpoint: TCP, TLS or a unix socket, then HTTP/1.1 on it.
 //!
 //! Names are resolved at each connection, so that a container with a new address is found.
-//! Addresses of one name are tried in the resolver's order under one deadline.
+//! Addresses of one name are tried in the resolver's order under one deadline, which they share.
 
 use std::io;
 use std::net::SocketAddr;
@@ -61,7 +61,7 @@ pub async fn dial(
     limit: Duration,
 ) -> Result<Link, DialError> {
     let deadline = Instant::now() + limit;
-    let stream = match timeout_at(deadline, open(endpoint, tls)).await {
+    let stream = match timeout_at(deadline, open(endpoint, tls, deadline)).await {
         Ok(opened) => opened?,
         Err(_) => {
             let detail = format!("{} did not accept a connection within {} s", endpoint.label, limit.as_secs_f32());
@@ -86,10 +86,14 @@ pub async fn dial(
 /// Our choice: twice what we take from clients.
 const MAX_RESPONSE_HEADERS: usize = 200;
 
-async fn open(endpoint: &Endpoint, tls: Option<Arc<rustls::ClientConfig>>) -> Result<EndpointStream, DialError> {
+async fn open(
+    endpoint: &Endpoint,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    deadline: Instant,
+) -> Result<EndpointStream, DialError> {
     let stream = match &endpoint.address {
         EndpointAddr::Ip(address) => connect(*address).await.map_err(|error| DialError::of(endpoint, &error))?,
-        EndpointAddr::Name(name, port) => connect_name(endpoint, name, *port).await?,
+        EndpointAddr::Name(name, port) => connect_name(endpoint, name, *port, deadline).await?,
         EndpointAddr::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(|error| DialError::of(endpoint, &error))?;
             return Ok(EndpointStream::Unix(stream));
@@ -111,17 +115,23 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn connect_name(endpoint: &Endpoint, name: &str, port: u16) -> Result<TcpStream, DialError> {
+async fn connect_name(endpoint: &Endpoint, name: &str, port: u16, deadline: Instant) -> Result<TcpStream, DialError> {
     let dns = |why: &str| DialError {
         failure: Failure::Dns,
         detail: format!("the name {name:?} has no address: {why}").into(),
     };
-    let addresses = lookup_host((name, port)).await.map_err(|error| dns(&error.to_string()))?;
+    let addresses: Vec<_> = lookup_host((name, port)).await.map_err(|error| dns(&error.to_string()))?.collect();
     let mut last = None;
+    let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     for address in addresses {
-        match connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = Some(error),
+        // An address that says nothing takes its share of the time, and not that of the others.
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / left.max(1);
+        left = left.saturating_sub(1);
+        match timeout_at(now + share, connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = Some(error),
+            Err(_) => last = Some(io::ErrorKind::TimedOut.into()),
         }
     }
     Err(last.map_or_else(|| dns("the answer is empty"), |error| DialError::of(endpoint, &error)))

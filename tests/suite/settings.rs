@@ -48,19 +48,24 @@ async fn a_stripped_header_passes_from_a_trusted_hop_only() {
     }
 }
 
+/// Runs the edge with this hosts file in place of the machine's, in a mount namespace of its own; `None` where the
+/// machine does not let one have that.
+async fn start_with_hosts(hosts: &std::path::Path, config: &str) -> Option<Edge> {
+    let mount = format!("mount --bind '{}' /etc/hosts && exec \"$@\"", hosts.display());
+    let launch = ["-r", "-m", "sh", "-c", &mount, "sh"];
+    let trial = std::process::Command::new("unshare").args(launch).arg("true").output();
+    if !trial.is_ok_and(|output| output.status.success()) {
+        return None;
+    }
+    Edge::start_under("unshare", &launch, config).await
+}
+
 /// M-13: the name of an upstream is resolved again for a new connection, without a reload.
 #[tokio::test]
 async fn a_name_with_a_new_address_is_found() {
     let dir = tempfile::TempDir::new().unwrap();
     let hosts = dir.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 gateway.internal\n").unwrap();
-    // A hosts file of the edge's own, in a mount namespace; not every machine lets one have it.
-    let mount = format!("mount --bind '{}' /etc/hosts && exec \"$@\"", hosts.display());
-    let launch = ["-r", "-m", "sh", "-c", &mount, "sh"];
-    let is_possible = std::process::Command::new("unshare").args(launch).arg("true").output();
-    if !is_possible.is_ok_and(|output| output.status.success()) {
-        return;
-    }
     let closing = |body: &'static str| move |_: &_| Answer::ok("Connection: close\r\n", body);
     let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = first.local_addr().unwrap().port();
@@ -68,7 +73,7 @@ async fn a_name_with_a_new_address_is_found() {
     let _old = Upstream::answering_on(first, closing("old"));
     let _new = Upstream::answering_on(second, closing("new"));
     let config = site("a.test", format!("http://gateway.internal:{port}"));
-    let Some(edge) = Edge::start_under("unshare", &launch, &config).await else { return };
+    let Some(edge) = start_with_hosts(&hosts, &config).await else { return };
     assert_eq!(edge.get("a.test", "/").await.text(), "old");
     // In place: the mount follows the file, not its name.
     std::fs::write(&hosts, "127.0.0.2 gateway.internal\n").unwrap();
@@ -76,6 +81,25 @@ async fn a_name_with_a_new_address_is_found() {
     std::fs::write(&hosts, "").unwrap();
     let reply = edge.get("a.test", "/").await;
     assert!(reply.status == 502 && reply.headers.get("proxy-status").unwrap().contains("dns_error"), "{reply:?}");
+}
+
+/// M-13: an address of a name that says nothing does not take the time of the next one.
+#[tokio::test]
+async fn a_silent_address_of_a_name_is_passed_over() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let hosts = dir.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.3 gateway.internal\n127.0.0.1 gateway.internal\n").unwrap();
+    let upstream = Upstream::saying("second").await;
+    let port = upstream.address().port();
+    // A queue for one connection, which is full: the kernel drops every further SYN.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind(std::net::SocketAddr::from(([127, 0, 0, 3], port))).unwrap();
+    let silent = silent.listen(0).unwrap();
+    let _fills = tokio::net::TcpStream::connect(silent.local_addr().unwrap()).await.unwrap();
+    let config = site_with("a.test", format!("http://gateway.internal:{port}"), "timeouts = { connect = \"2s\" }");
+    let Some(edge) = start_with_hosts(&hosts, &config).await else { return };
+    let reply = edge.get("a.test", "/").await;
+    assert_eq!((reply.status, reply.text().as_str()), (200, "second"));
 }
 
 /// CONFIG.md 3: `least-conn` counts tunnels: the server with fewer of them gets the next one.
