@@ -196,6 +196,9 @@ const MAX_FIELD: usize = 256;
 const MAX_REFERER: usize = 512;
 const MAX_WORDS: usize = 512;
 
+/// Said of a WebSocket with a secret in its query: it works, and every other log on the way has the secret.
+const SECRET_IN_URL: &str = "a secret stands in the URL of this WebSocket: other logs on its way may keep it";
+
 /// A request as it is written.
 #[derive(Serialize)]
 pub(super) struct RequestLine<'a> {
@@ -239,6 +242,8 @@ pub(super) struct RequestLine<'a> {
     upgrade: bool,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     websocket: &'a [&'static str],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
     ms: Millis,
     bytes: Amounts,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -319,6 +324,10 @@ impl<'a> RequestLine<'a> {
     /// Masks and bounds a record.
     pub(super) fn new(t: Stamp, record: &RequestRecord<'a>, redactor: &Redactor) -> Self {
         let r = record;
+        let target = redactor.target(r.target);
+        // What was masked begins with `~`.
+        let has_secret =
+            !r.websocket.is_empty() && target.split_once('?').is_some_and(|(_, query)| query.contains("=~"));
         Self {
             t,
             kind: "request",
@@ -330,7 +339,7 @@ impl<'a> RequestLine<'a> {
             hops: r.hops,
             forwarded_in: r.forwarded_in.map(|chain| clip(chain.as_bytes(), MAX_TARGET)),
             method: clip(r.method.as_str().as_bytes(), MAX_FIELD),
-            path: clip_text(redactor.target(r.target), MAX_TARGET),
+            path: clip_text(target, MAX_TARGET),
             host: field(redactor, "host", r.host),
             ua: field(redactor, "user-agent", r.ua),
             origin: url_field(redactor, "origin", r.origin),
@@ -347,6 +356,7 @@ impl<'a> RequestLine<'a> {
             via_port: r.via_port,
             upgrade: r.upgrade,
             websocket: r.websocket,
+            note: has_secret.then_some(SECRET_IN_URL),
             ms: Millis {
                 head: millis(r.ms.head),
                 held: r.ms.held.map(millis),
@@ -431,6 +441,9 @@ impl Line for RequestLine<'_> {
         }
         if let Some(side) = self.aborted {
             write!(out, "  aborted by {side}")?;
+        }
+        if let Some(note) = self.note {
+            write!(out, "  {note}")?;
         }
         Ok(())
     }

@@ -439,6 +439,17 @@ async fn a_token_in_the_url_reaches_only_the_upstream() {
     socket.close(1000, "").await;
     let record = edge.record("tunnel").await;
     assert!(record.to_string().contains("token=~"), "{record}");
+    // M-08: it works, and the operator is warned.
+    edge.websocket("a.test", "/?x=1").await.close(1000, "").await;
+    for (path, is_warned) in [("token=~", true), ("/?x=1", false)] {
+        let is_mine = |record: &serde_json::Value| {
+            record["kind"] == "request"
+                && record["path"].as_str().is_some_and(|shown| shown.contains(path))
+                && record["path"].as_str().is_some_and(|shown| shown.contains("token") == is_warned)
+        };
+        let record = edge.record_where(path, is_mine).await;
+        assert_eq!(record["note"].as_str().is_some_and(|note| note.contains("URL")), is_warned, "{record}");
+    }
     edge.stop().await;
     assert_eq!(upstream.seen()[0].target, "/?token=s3cr3tvalue&x=1");
     assert!(!edge.stdout().contains("s3cr3tvalue") && !edge.stderr().contains("s3cr3tvalue"));
