@@ -88,13 +88,14 @@ async fn a_name_with_a_new_address_is_found() {
 async fn a_silent_address_of_a_name_is_passed_over() {
     let dir = tempfile::TempDir::new().unwrap();
     let hosts = dir.path().join("hosts");
-    std::fs::write(&hosts, "127.0.0.3 gateway.internal\n127.0.0.1 gateway.internal\n").unwrap();
-    let upstream = Upstream::saying("second").await;
-    let port = upstream.address().port();
-    // A queue for one connection, which is full: the kernel drops every further SYN.
+    std::fs::write(&hosts, "127.0.0.1 gateway.internal\n127.0.0.3 gateway.internal\n").unwrap();
+    // The resolver puts 127.0.0.1 first. A queue for one connection, which is full: the kernel drops every further SYN.
     let silent = tokio::net::TcpSocket::new_v4().unwrap();
-    silent.bind(std::net::SocketAddr::from(([127, 0, 0, 3], port))).unwrap();
+    silent.bind(std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let silent = silent.listen(0).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let second = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
+    let _upstream = Upstream::answering_on(second, |_| Answer::ok("", "second"));
     let _fills = tokio::net::TcpStream::connect(silent.local_addr().unwrap()).await.unwrap();
     let config = site_with("a.test", format!("http://gateway.internal:{port}"), "timeouts = { connect = \"2s\" }");
     let Some(edge) = start_with_hosts(&hosts, &config).await else { return };
