@@ -15,10 +15,11 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use crate::access_log::AccessLog;
 use crate::connection::Shared;
-use crate::drain::Drain;
+use crate::drain::{Drain, Work};
 use crate::forward::Upstreams;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
@@ -153,10 +154,15 @@ fn run(runtime: LocalRuntime, parts: Parts, mut inbox: mpsc::Receiver<Command>) 
         while let Some(command) = inbox.recv().await {
             obey(command, &shared, &gate, &mut doors);
         }
+        // Tunnels that are cut at once end by themselves, so that each has its record.
+        let _ = timeout(LAST_RECORDS, shared.parts.drain.none_left(Work::Tunnel)).await;
     });
     // Not a plain drop: a name look-up that hangs in the blocking pool must not delay the exit.
     runtime.shutdown_background();
 }
+
+/// How long tunnels may take to notice a stop at once. Our choice: they only have to be polled.
+const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
@@ -172,7 +178,7 @@ async fn sweep(shared: Rc<Shared>) {
     let mut changes = shared.parts.snapshot.changes();
     loop {
         // Either cause is the same work; the snapshot lives as long as the worker.
-        let _ = tokio::time::timeout(EVERY, changes.changed()).await;
+        let _ = timeout(EVERY, changes.changed()).await;
         shared.parts.upstreams.sweep(&shared.parts.snapshot.current().table);
     }
 }

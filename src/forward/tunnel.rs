@@ -106,8 +106,15 @@ where
             }
             Stop::Drain => {
                 tunnel.note(Side::Edge, How::Drain);
-                tunnel.say_goodbye().await;
-                tunnel.shut_down().await;
+                let goodbye = async {
+                    tunnel.say_goodbye().await;
+                    tunnel.shut_down().await;
+                };
+                // A stop at once waits for nobody, but the record is still written.
+                tokio::select! {
+                    () = goodbye => {}
+                    () = drain.reached(Phase::Stopped) => {}
+                }
             }
         }
         tunnel.outcome()

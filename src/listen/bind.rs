@@ -203,9 +203,17 @@ fn set_stream_options(socket: &Socket) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(60));
     socket.set_tcp_keepalive(&keepalive.with_retries(4))?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    {
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        socket.set_tcp_notsent_lowat(UNSENT)?;
+    }
     Ok(())
 }
+
+/// How much may wait in the kernel beyond what is on its way. 128 KiB, our choice: a slow client's
+/// queue would grow to megabytes, and what is said last (a tunnel's 1001) would come seconds late.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT: u32 = 128 << 10;
 
 /// How long sent bytes may stay unacknowledged: as long as the keep-alive probes need to give up,
 /// so that a busy dead peer and an idle dead peer are noticed alike (RFC 5482).

@@ -17,7 +17,9 @@ pub(crate) use edge::{Edge, Run, run_in};
 pub(crate) use http2::{H2, Outcome, RawH2, field, read as read_h2};
 pub(crate) use tls::{ClientTls, SelfSigned, TestCa, handshake_at};
 pub(crate) use upstream::{Answer, Scripted, Seen, Upstream, UpstreamWire};
-pub(crate) use websocket::{WebSocketUpstream, accept_key, connect_request, frame, masked_frame, upgrade_request};
+pub(crate) use websocket::{
+    Socket, WebSocketUpstream, accept_key, connect_request, frame, masked_frame, upgrade_request,
+};
 pub(crate) use wire::{Headers as WireHeaders, Io, Reply, Wire, split_lines, text as wire_text};
 
 /// After this long an expectation has failed. Far above what any step here takes on a busy machine.

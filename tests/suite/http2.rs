@@ -386,7 +386,8 @@ async fn connection_errors_are_answered_with_goaway() {
     // RFC 9113 4.2 wants FRAME_SIZE_ERROR; the library that we build on may say PROTOCOL_ERROR.
     const SIZE: u32 = 6;
     // (what, kind, flags, stream, payload, code of RFC 9113 7)
-    let cases: [(&str, u8, u8, u32, &[u8], u32); 10] = [
+    type Case = (&'static str, u8, u8, u32, &'static [u8], u32);
+    let cases: [Case; 10] = [
         ("DATA on stream 0", 0, 0, 0, b"x", 1),
         ("HEADERS on stream 0", 1, 5, 0, &[0x82], 1),
         ("an even stream", 1, 5, 2, &[0x82], 1),

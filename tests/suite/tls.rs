@@ -298,10 +298,10 @@ async fn an_extra_listener_serves_only_its_sites() {
     let mut served = Vec::new();
     for address in listeners {
         for host in ["inner.test", "outer.test"] {
-            if let Ok(stream) = handshake_at(address, host, config.clone()).await {
-                if use_once(stream, host).await == 200 {
-                    served.push((address, host));
-                }
+            if let Ok(stream) = handshake_at(address, host, config.clone()).await
+                && use_once(stream, host).await == 200
+            {
+                served.push((address, host));
             }
         }
     }

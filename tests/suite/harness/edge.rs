@@ -48,6 +48,21 @@ impl Edge {
         Self::spawn(command, dir).await
     }
 
+    /// As `start`, by another program that ends in ours: it gets our path and arguments after its own.
+    /// `None` when it is not installed; in CI that is a failure (HOUSE.md B6).
+    pub(crate) async fn start_under(launcher: &str, args: &[&str], fragment: &str) -> Option<Self> {
+        let dir = TempDir::new().expect("a directory for the test");
+        let file = dir.path().join("tidegate.toml");
+        std::fs::write(&file, compose(fragment, dir.path())).expect("the configuration is written");
+        if Command::new(launcher).arg("--version").output().is_err() {
+            assert!(std::env::var_os("CI").is_none(), "{launcher} is missing; run tests/setup.sh");
+            return None;
+        }
+        let mut command = prepare(Command::new(launcher), dir.path());
+        command.args(args).arg(PROGRAM).args(["run", "-c"]).arg(&file);
+        Some(Self::spawn(command, dir).await)
+    }
+
     /// Starts a prepared command and waits until it serves.
     async fn spawn(mut command: Command, dir: TempDir) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -62,11 +77,6 @@ impl Edge {
     /// The directory of the configuration; `storage` stands below it.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
-    }
-
-    /// The process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// The first address with this role.
@@ -93,7 +103,12 @@ impl Edge {
 
     /// A cleartext connection to the http listener.
     pub(crate) async fn plain(&self) -> Wire {
-        Wire::new(connect(self.http_addr()).await)
+        Wire::new(self.plain_tcp().await)
+    }
+
+    /// As `plain`, before anything is made of it.
+    pub(crate) async fn plain_tcp(&self) -> TcpStream {
+        connect(self.http_addr()).await
     }
 
     /// A TCP connection to the https listener on which nothing was said.
@@ -257,7 +272,11 @@ pub(crate) fn run_in(dir: &Path, args: &[&str]) -> Run {
 
 /// The program with an environment of its own, so that nothing of the developer's leaks in.
 fn command(dir: &Path) -> Command {
-    let mut command = Command::new(PROGRAM);
+    prepare(Command::new(PROGRAM), dir)
+}
+
+/// The directory and the environment of a command of ours.
+fn prepare(mut command: Command, dir: &Path) -> Command {
     command.current_dir(dir).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env("HOME", dir).env("NO_COLOR", "1");
     command.env("XDG_DATA_HOME", dir.join("data"));
     command

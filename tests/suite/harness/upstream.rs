@@ -29,8 +29,6 @@ pub(crate) struct Seen {
     pub(crate) body: Vec<u8>,
     /// The trailer fields.
     pub(crate) trailers: Headers,
-    /// Which connection it came over, from 0.
-    pub(crate) connection: usize,
     /// The port it came from.
     pub(crate) port: u16,
     /// What is wrong with it, if anything.
@@ -50,8 +48,6 @@ impl Seen {
 pub(crate) struct UpstreamWire {
     /// The bytes.
     pub(crate) wire: Wire,
-    /// Its number, from 0.
-    pub(crate) number: usize,
     /// The edge's port.
     pub(crate) port: u16,
 }
@@ -73,7 +69,6 @@ impl UpstreamWire {
             headers: Headers::default(),
             body: Vec::new(),
             trailers: Headers::default(),
-            connection: self.number,
             port: self.port,
             fault: None,
             is_complete: false,
@@ -242,8 +237,8 @@ impl Upstream {
         let task = tokio::spawn(async move {
             let mut serving = tokio::task::JoinSet::new();
             while let Ok((stream, peer)) = listener.accept().await {
-                let number = count.fetch_add(1, Ordering::SeqCst);
-                serving.spawn(serve(upstream_wire(stream, peer, number), answer.clone(), record.clone()));
+                count.fetch_add(1, Ordering::SeqCst);
+                serving.spawn(serve(upstream_wire(stream, peer), answer.clone(), record.clone()));
             }
         });
         Self { address, recorder, connections, task }
@@ -305,9 +300,9 @@ impl Drop for Upstream {
     }
 }
 
-fn upstream_wire(stream: TcpStream, peer: SocketAddr, number: usize) -> UpstreamWire {
+fn upstream_wire(stream: TcpStream, peer: SocketAddr) -> UpstreamWire {
     stream.set_nodelay(true).ok();
-    UpstreamWire { wire: Wire::new(stream), number, port: peer.port() }
+    UpstreamWire { wire: Wire::new(stream), port: peer.port() }
 }
 
 async fn serve(mut wire: UpstreamWire, answer: Arc<impl Fn(&Seen) -> Answer>, record: Recorder) {
@@ -339,7 +334,6 @@ async fn wait_for_bytes(wire: &mut UpstreamWire) -> bool {
 pub(crate) struct Scripted {
     listener: TcpListener,
     address: SocketAddr,
-    next: AtomicUsize,
 }
 
 impl Scripted {
@@ -347,13 +341,13 @@ impl Scripted {
     pub(crate) async fn bind() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
-        Self { listener, address, next: AtomicUsize::new(0) }
+        Self { listener, address }
     }
 
     /// The edge's next connection.
     pub(crate) async fn accept(&self) -> UpstreamWire {
         let (stream, peer) = within("the edge connects upstream", self.listener.accept()).await.expect("accept works");
-        upstream_wire(stream, peer, self.next.fetch_add(1, Ordering::SeqCst))
+        upstream_wire(stream, peer)
     }
 
     /// The edge's next connection and the first request on it, well formed.
@@ -372,13 +366,10 @@ impl Scripted {
         (wire, seen)
     }
 
-    /// True when a connection waits that nobody accepted.
+    /// True when a connection waits that nobody accepted. Looks for a moment: the kernel has it before
+    /// the edge can have answered, but this process may hear of it a little later.
     pub(crate) async fn has_waiting(&self) -> bool {
-        tokio::select! {
-            biased;
-            _ = self.listener.accept() => true,
-            () = std::future::ready(()) => false,
-        }
+        tokio::time::timeout(std::time::Duration::from_millis(50), self.listener.accept()).await.is_ok()
     }
 }
 

@@ -171,8 +171,7 @@ impl WebSocketUpstream {
             let mut serving = tokio::task::JoinSet::new();
             while let Ok((stream, peer)) = listener.accept().await {
                 stream.set_nodelay(true).ok();
-                let number = serving.len();
-                let wire = UpstreamWire { wire: Wire::new(stream), number, port: peer.port() };
+                let wire = UpstreamWire { wire: Wire::new(stream), port: peer.port() };
                 serving.spawn(serve(wire, record.clone()));
             }
         });

