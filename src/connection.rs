@@ -145,7 +145,9 @@ impl Arrival {
     {
         let connection = self.connection(tls);
         let parts = Rc::clone(&self.shared.parts);
-        let ending = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, self.handle.clone()).await;
+        // Boxed: otherwise each connection's task has room for either protocol.
+        let serving = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, self.handle.clone());
+        let ending = Box::pin(serving).await;
         self.conclude(&connection, &ending);
     }
 
@@ -155,7 +157,8 @@ impl Arrival {
     {
         let connection = self.connection(Some(tls));
         let parts = Rc::clone(&self.shared.parts);
-        let ending = http2::serve(parts, Rc::clone(&connection), stream, bounds, self.handle.clone()).await;
+        let serving = http2::serve(parts, Rc::clone(&connection), stream, bounds, self.handle.clone());
+        let ending = Box::pin(serving).await;
         self.conclude(&connection, &ending);
     }
 

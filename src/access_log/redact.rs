@@ -102,7 +102,9 @@ impl Redactor {
     /// Path segments; `/__openclaw__/cap/<secret>/` and segments that hold a parameter are masked.
     fn write_path(&self, path: &str, out: &mut String) {
         let mut path = path;
-        if let Some((scheme, rest)) = path.split_once("://") {
+        // RFC 3986 3.1: only what begins like a scheme is one; "://" may also stand inside a path.
+        let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        if let Some((scheme, rest)) = path.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) {
             let end = rest.find('/').unwrap_or(rest.len());
             if let Some(at) = rest[..end].rfind('@') {
                 out.push_str(scheme);

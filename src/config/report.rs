@@ -238,32 +238,32 @@ impl Diagnostic {
     /// A diagnostic at a place.
     pub fn at(code: Code, span: &Span, message: impl Into<String>) -> Self {
         let span = Some(span.clone());
-        Self { code, message: message.into(), span, label: String::new(), also: None, help: Vec::new() }
+        Self { code, message: plain(message), span, label: String::new(), also: None, help: Vec::new() }
     }
 
     /// A diagnostic without a place.
     pub fn nowhere(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), span: None, label: String::new(), also: None, help: Vec::new() }
+        Self { code, message: plain(message), span: None, label: String::new(), also: None, help: Vec::new() }
     }
 
     /// A few words at the place.
     #[must_use]
     pub fn label(mut self, text: impl Into<String>) -> Self {
-        self.label = text.into();
+        self.label = plain(text);
         self
     }
 
     /// What to do.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
-        self.help.push(text.into());
+        self.help.push(plain(text));
         self
     }
 
     /// Another place that belongs to it.
     #[must_use]
     pub fn also(mut self, span: &Span, label: impl Into<String>) -> Self {
-        self.also = Some((span.clone(), label.into()));
+        self.also = Some((span.clone(), plain(label)));
         self
     }
 
@@ -446,6 +446,16 @@ impl From<Vec<Diagnostic>> for Report {
     fn from(diagnostics: Vec<Diagnostic>) -> Self {
         Self { diagnostics, secrets: Vec::new() }
     }
+}
+
+/// What the file's author wrote may stand in a text, and a terminal obeys control characters: they
+/// are shown as escapes.
+fn plain(text: impl Into<String>) -> String {
+    let text = text.into();
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 #[cfg(test)]

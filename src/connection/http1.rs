@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, Request, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -171,11 +171,8 @@ where
             Ok(parts) => {
                 // hyper's and the gate's buffers are dropped; what they had read goes first.
                 let (stream, held) = parts.io.into_inner().into_parts();
-                let early = match (parts.read_buf.is_empty(), held.is_empty()) {
-                    (_, true) => parts.read_buf,
-                    (true, false) => held,
-                    (false, false) => BytesMut::from_iter(parts.read_buf.into_iter().chain(held)).freeze(),
-                };
+                // Copied, because a view of hyper's buffer, even an empty one, keeps all of it in memory.
+                let early = Bytes::from_iter(parts.read_buf.into_iter().chain(held));
                 End { io: Box::new(stream), early }
             }
             Err(upgraded) => End { io: Box::new(TokioIo::new(upgraded)), early: Bytes::new() },

@@ -13,6 +13,7 @@ use aws_lc_rs::digest;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
@@ -239,7 +240,8 @@ impl Ticket {
         };
         let client_side = self.carrier.tunnel_end(client_side);
         let Ok(endpoint_side) = endpoint_side.downcast::<TokioIo<EndpointStream>>() else { return };
-        let endpoint_side = End { io: endpoint_side.io.into_inner(), early: endpoint_side.read_buf };
+        let endpoint_side =
+            End { io: endpoint_side.io.into_inner(), early: Bytes::copy_from_slice(&endpoint_side.read_buf) };
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
         self.write_record(opened, &outcome);
     }

@@ -10,6 +10,7 @@ import shutil
 import signal
 import ssl
 import tempfile
+import time
 from pathlib import Path
 
 EDGE = "203.0.113.10"
@@ -167,9 +168,9 @@ class Edge(Child):
         raise RuntimeError("no Rss line")
 
     def processor_seconds(self):
-        """Of all threads, to the nanosecond: /proc/PID/stat counts in hundredths."""
-        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+        """Of all threads, those that have ended too, to the nanosecond."""
+        # The clock of a process, as clock_getcpuclockid(3) makes its number; /proc counts in hundredths.
+        return time.clock_gettime(~self.pid << 3 | 2)
 
     def trust(self, *alpn):
         """A client's TLS: the edge's own authority and nothing else."""

@@ -5,7 +5,6 @@ reported. Each good file sets another response header, so that clients see which
 """
 
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -13,7 +12,7 @@ import time
 from collections import Counter
 
 from client import Http, WebSocket, many
-from edge import CLIENT, EDGE, HOST, HTTPS, Edge, Gateway, site
+from edge import EDGE, HOST, HTTPS, Edge, Gateway, site
 
 TUNNELS = 500
 RATE = 300
@@ -216,9 +215,10 @@ async def check(report, options):
             report.check(
                 "0 failed requests over HTTP/2",
                 ", 0 failed, 0 errored, 0 timeout" in line and " 0 done" not in line, out[-800:])
-        records = [json.loads(line) for line in edge.access.read_text().splitlines()]
+        records = edge.records()
         kinds = Counter(record["kind"] for record in records)
-        bad = Counter(str(record["status"]) for record in records if record.get("kind") == "request" and record["status"] >= 400)
+        statuses = (record["status"] for record in records if record["kind"] == "request")
+        bad = Counter(str(status) for status in statuses if status >= 400)
         report.figure("records", ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
         report.check("the access log knows of no failed request", kinds["request"] and not bad, dict(bad))
 

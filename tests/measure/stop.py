@@ -76,8 +76,9 @@ async def in_order(report, options):
         report.check(f"within grace, {GRACE} s", took <= GRACE, f"{took:.2f} s")
         drained = [event for event in edge.events if event.get("event") == "drained"]
         report.check("it says how it ended", len(drained) == 1, edge.events[-3:])
-        records = Counter((record["ended_by"], record["how"]) for record in edge.records() if record["kind"] == "tunnel")
-        report.figure("records", "; ".join(f"{n} {by} {how}" for (by, how), n in records.items()))
+        ends = (f'{record["ended_by"]} {record["how"]}' for record in edge.records() if record["kind"] == "tunnel")
+        records = Counter(ends)
+        report.figure("records", "; ".join(f"{n} {end}" for end, n in records.items()))
         report.check("each tunnel has its record", records.total() == len(tunnels), dict(records))
 
 
