@@ -8,7 +8,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::body::Body;
@@ -253,6 +255,17 @@ impl Refusal {
         }
     }
 
+    /// The header that a refusal must carry to say what would have been taken.
+    fn what_is_taken(&self) -> Option<(HeaderName, &'static str)> {
+        match self {
+            // RFC 9110 15.5.6. What each resource takes is the upstream's to say; these we pass on.
+            Self::Method => Some((ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
+            // RFC 6455 4.4.
+            Self::BadWebSocketVersion => Some((SEC_WEBSOCKET_VERSION, "13")),
+            _ => None,
+        }
+    }
+
     /// Whether asking again soon may help, and after how many seconds.
     fn retry_after(&self) -> Option<u32> {
         (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(5)
@@ -360,6 +373,9 @@ pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
     }
     if content_type.starts_with("text/html") {
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    }
+    if let Some((name, value)) = refusal.what_is_taken() {
+        headers.insert(name, HeaderValue::from_static(value));
     }
     if let Some(seconds) = refusal.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -32,7 +32,13 @@ async fn connect_and_trace_are_refused_with_405() {
         assert!(matches!(reply.status, 405 | 421 | 400), "{request:?} -> {}", reply.status);
         assert!(reply.is_by_edge(), "{:?}", reply.headers);
     }
-    assert_eq!(edge.exchange("a.test", "TRACE / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status, 405);
+    let trace = edge.exchange("a.test", "TRACE / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(trace.status, 405);
+    // RFC 9110 15.5.6: a 405 says what is allowed.
+    assert!(
+        trace.headers.get("allow").is_some_and(|list| list.contains("GET") && !list.contains("TRACE")),
+        "{trace:?}"
+    );
     assert!(upstream.seen().is_empty());
 }
 

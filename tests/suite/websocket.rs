@@ -402,6 +402,20 @@ async fn upgrades_that_could_smuggle_are_refused() {
     }
 }
 
+/// RFC 6455 4.4: another version than 13 is refused with the one that is spoken, and the code of the refusal.
+#[tokio::test]
+async fn another_websocket_version_is_told_ours() {
+    let upstream = WebSocketUpstream::start().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let good = upgrade_request("a.test", "/", "");
+    for request in [good.replace("Version: 13", "Version: 8"), good.replace("Sec-WebSocket-Version: 13\r\n", "")] {
+        let reply = edge.exchange("a.test", &request).await;
+        assert_eq!((reply.status, reply.headers.get("sec-websocket-version")), (400, Some("13")), "{request:?}");
+        assert!(reply.text().contains("E400-websocket-version"), "{}", reply.text());
+    }
+    assert!(upstream.seen().is_empty());
+}
+
 /// CONFIG.md 3: silence on a tunnel ends it after `idle`, and the record says so; traffic keeps it.
 #[tokio::test]
 async fn an_idle_tunnel_ends_after_its_limit() {
