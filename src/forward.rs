@@ -25,7 +25,7 @@ use crate::body::{Body, Meter, MeterState};
 use crate::refusal::{Failure, Refusal};
 use crate::site::SiteTable;
 use crate::site::policy::{HostPolicy, Timeouts};
-use crate::site::upstream::{Endpoint, Upstream};
+use crate::site::upstream::{Endpoint, EndpointAddr, Upstream};
 use balance::Load;
 use connect::{DialError, Link};
 use pool::{InFlight, Live, Pool};
@@ -238,7 +238,9 @@ fn set_host(headers: &mut HeaderMap, policy: &HostPolicy, endpoint: &Endpoint) {
             headers.insert(HOST, value.clone());
         }
         HostPolicy::Upstream => {
-            if let Ok(value) = HeaderValue::from_str(&endpoint.label) {
+            // A path is no authority; `localhost` is what servers on unix sockets expect.
+            let name = if matches!(endpoint.address, EndpointAddr::Unix(_)) { "localhost" } else { &endpoint.label };
+            if let Ok(value) = HeaderValue::from_str(name) {
                 headers.insert(HOST, value);
             }
         }

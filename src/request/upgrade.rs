@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use super::exchange::Exchange;
@@ -177,6 +177,12 @@ pub fn conclude(
     Ok(Reply { response: opened, lease: None, clue: None })
 }
 
+/// The endpoint's side of a tunnel. A function of its own, so that hyper's buffer is dropped here.
+fn endpoint_end(upgraded: Upgraded) -> Option<End<EndpointStream>> {
+    let parts = upgraded.downcast::<TokioIo<EndpointStream>>().ok()?;
+    Some(End { io: parts.io.into_inner(), early: Bytes::copy_from_slice(&parts.read_buf) })
+}
+
 /// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
 /// header value would keep the whole head in memory for days.
 struct Ticket {
@@ -239,9 +245,7 @@ impl Ticket {
             return;
         };
         let client_side = self.carrier.tunnel_end(client_side);
-        let Ok(endpoint_side) = endpoint_side.downcast::<TokioIo<EndpointStream>>() else { return };
-        let endpoint_side =
-            End { io: endpoint_side.io.into_inner(), early: Bytes::copy_from_slice(&endpoint_side.read_buf) };
+        let Some(endpoint_side) = endpoint_end(endpoint_side) else { return };
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
         self.write_record(opened, &outcome);
     }
