@@ -169,7 +169,9 @@ impl Arrival {
 
     /// Requests have their own records; what ended before one, or broke the protocol, gets one here.
     fn conclude(&self, connection: &Connection, ending: &Ending) {
-        if connection.requests.get() == 0 || ending.is_fault {
+        let requests = connection.requests.get();
+        tracing::debug!(event = "connection", peer = %self.peer, requests, ended = ending.kind, "{}", ending.why);
+        if requests == 0 || ending.is_fault {
             let tls = connection.tls.as_deref();
             let sni = tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str());
             self.record(ending, sni, tls.map(|tls| tls.alpn.as_str()));
