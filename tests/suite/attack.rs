@@ -1,7 +1,48 @@
 //! Attacks on the seams between two connections: what one peer withholds, leaves behind or says too
 //! early must not harm anybody else (SECURITY.md 2 and 4).
 
-use crate::harness::{Edge, Scripted, Upstream, accept_key, site, upgrade_request};
+use crate::harness::{Edge, Scripted, Upstream, accept_key, noise, site, site_with, upgrade_request, within};
+
+/// Pingora's CVE-2025-4366 the other way round: an upstream that answers before it has read a collected
+/// body keeps that connection to itself; the next request does not wait behind the rest.
+#[tokio::test]
+async fn an_upstream_that_leaves_a_collected_body_unread_holds_up_nobody() {
+    let upstream = Scripted::bind().await;
+    let config = format!("process = {{ workers = 1 }}\n{}", site_with("a.test", &upstream, "collect_request = true"));
+    let edge = Edge::start(&config).await;
+    let body = noise(16 << 20);
+    let mut wire = edge.h1("a.test").await;
+    let head = format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {}\r\n\r\n", body.len());
+    wire.send([head.as_bytes(), &body].concat()).await;
+    let (mut far, _) = upstream.head().await;
+    far.send("HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(wire.reply().await.status, 413);
+    for _ in 0..2 {
+        let mut next = edge.h1("a.test").await;
+        next.send("GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        let (mut fresh, seen) = upstream.request().await;
+        assert_eq!(seen.target, "/next");
+        fresh.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(next.reply().await.text(), "ok");
+    }
+}
+
+/// An upstream that has answered and reads no more of the request does not keep connection and body for ever.
+#[tokio::test]
+async fn a_request_body_that_nobody_reads_ends_with_the_answer() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 20000000\r\n\r\n").await;
+    let (mut far, _) = upstream.head().await;
+    let piece = noise(1 << 20);
+    // Until every buffer on the way is full.
+    let full = std::time::Duration::from_millis(500);
+    while tokio::time::timeout(full, wire.try_send(&piece)).await.is_ok() {}
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(wire.reply().await.text(), "ok");
+    within("the edge closes its connection", async { while far.wire.try_send(&piece).await.is_ok() {} }).await;
+}
 
 /// RFC 9110 6.4.1, 8.6: a status without content carries none, whatever its head claims.
 #[tokio::test]
