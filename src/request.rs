@@ -10,6 +10,7 @@ pub mod upgrade;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use http::header::{CONTENT_LENGTH, HOST, LOCATION, TRANSFER_ENCODING};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::OnUpgrade;
 
 use crate::access_log::AccessLog;
 use crate::addr::{ClientAddr, HostBuffer, ListenAddr, PeerAddr, split_authority};
@@ -76,15 +77,16 @@ pub trait Carrier {
     fn begun(&self);
     /// Its response has been handed over whole, or was given up.
     fn ended(&self);
-    /// The request becomes a tunnel: from the next byte on nothing is HTTP.
-    fn upgrade_granted(&self);
     /// The framing fault of the body, if that is why it broke off.
     fn body_fault(&self) -> Option<Refusal>;
     /// The longest time in which the client may take no byte that is ready for it.
     fn limit_send(&self, limit: Duration);
-    /// The client's side of a tunnel.
-    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>>;
+    /// The request becomes a tunnel: after our answer nothing is HTTP. Called once, before that is returned.
+    fn tunnel(&self, switched: OnUpgrade) -> ClientSide;
 }
+
+/// The client's side of a tunnel, as soon as it has switched; `None` when it went away before.
+pub type ClientSide = Pin<Box<dyn Future<Output = Option<End<Box<dyn Duplex>>>>>>;
 
 /// Answers one request. The record is written when the response body has gone.
 pub async fn serve(

@@ -15,7 +15,7 @@ use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
@@ -25,7 +25,7 @@ use super::{Bounds, Ending};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::refusal::Refusal;
-use crate::request::{self, Carrier, Connection, Parts};
+use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 
 /// RFC 9113 6.5.2 recommends at least 100; what browsers and nginx's default expect.
 const MAX_STREAMS: u32 = 100;
@@ -156,8 +156,6 @@ impl Carrier for Http2 {
         self.activity.leave();
     }
 
-    fn upgrade_granted(&self) {}
-
     fn body_fault(&self) -> Option<Refusal> {
         None
     }
@@ -166,10 +164,14 @@ impl Carrier for Http2 {
         self.socket.limit_send(limit);
     }
 
-    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {
-        self.activity.enter();
-        let stream = OpenStream { io: TokioIo::new(upgraded), activity: Rc::clone(&self.activity) };
-        End { io: Box::new(stream), early: Bytes::new() }
+    fn tunnel(&self, switched: OnUpgrade) -> ClientSide {
+        let activity = Rc::clone(&self.activity);
+        Box::pin(async move {
+            let io = TokioIo::new(switched.await.ok()?);
+            activity.enter();
+            let io: Box<dyn Duplex> = Box::new(OpenStream { io, activity });
+            Some(End { io, early: Bytes::new() })
+        })
     }
 }
 

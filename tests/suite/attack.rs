@@ -1,7 +1,36 @@
 //! Attacks on the seams between two connections: what one peer withholds, leaves behind or says too
 //! early must not harm anybody else (SECURITY.md 2 and 4).
 
-use crate::harness::{Edge, Scripted, Upstream, accept_key, noise, site, site_with, upgrade_request, within};
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::harness::{Answer, Edge, Scripted, Upstream, accept_key, noise, site, site_with, upgrade_request, within};
+
+/// Reads to the end of a TLS stream; an error when it ended without close_notify, or with a reset.
+async fn read_out(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Vec<u8>> {
+    let mut got = Vec::new();
+    within("the edge closes", stream.read_to_end(&mut got)).await?;
+    Ok(got)
+}
+
+/// RFC 8446 6.1: a connection that carried an upgrade nobody granted ends like any other, with close_notify.
+#[tokio::test]
+async fn a_refused_upgrade_leaves_the_close_in_order() {
+    let upstream = Upstream::answering(|_| Answer::status("403 Forbidden", "", "no")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    for first in [
+        upgrade_request("a.test", "/", ""),
+        "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".to_owned(),
+    ] {
+        let mut stream = edge.tls("a.test", &["http/1.1"]).await;
+        let last = b"GET /last HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n";
+        stream.write_all(&[first.as_bytes(), last].concat()).await.unwrap();
+        let got = read_out(&mut stream).await.expect("close_notify comes");
+        let got = String::from_utf8_lossy(&got).into_owned();
+        assert_eq!(got.matches("HTTP/1.1 403").count(), 2, "{got}");
+    }
+}
 
 /// Pingora's CVE-2025-4366 the other way round: an upstream that answers before it has read a collected
 /// body keeps that connection to itself; the next request does not wait behind the rest.
@@ -49,7 +78,7 @@ async fn a_request_body_that_nobody_reads_ends_with_the_answer() {
 async fn a_status_without_content_never_carries_any() {
     for head in ["204 No Content\r\nContent-Length: 5", "204 No Content\r\nTransfer-Encoding: chunked"] {
         let answer = format!("HTTP/1.1 {head}\r\n\r\nhello");
-        let upstream = Upstream::answering(move |_| crate::harness::Answer::Close(answer.clone().into_bytes())).await;
+        let upstream = Upstream::answering(move |_| Answer::Close(answer.clone().into_bytes())).await;
         let edge = Edge::start(&site("a.test", &upstream)).await;
         let mut wire = edge.h1("a.test").await;
         wire.send("GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").await;
