@@ -73,6 +73,32 @@ async fn a_request_body_that_nobody_reads_ends_with_the_answer() {
     within("the edge closes its connection", async { while far.wire.try_send(&piece).await.is_ok() {} }).await;
 }
 
+/// CVE-2026-47774 and its like: a stream whose client never opens the window is given up after `send`,
+/// and the upstream's work with it, while the connection lives on.
+#[tokio::test]
+async fn a_stream_that_takes_nothing_is_reset() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&site_with("a.test", &upstream, "timeouts = { send = \"500ms\" }")).await;
+    let mut raw = edge.raw_h2("a.test").await;
+    // SETTINGS_INITIAL_WINDOW_SIZE 0 (RFC 9113 6.5.2).
+    raw.frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+    let get = [(":method", "GET"), (":scheme", "https"), (":authority", "a.test"), (":path", "/")];
+    raw.headers(1, &get, true).await;
+    let (mut far, _) = upstream.request().await;
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
+    let piece = noise(1 << 20);
+    within("the edge gives up", async { while far.wire.try_send(&piece).await.is_ok() {} }).await;
+    loop {
+        let frame = raw.next().await.expect("the connection lives on");
+        if frame.kind == 3 {
+            assert_eq!(frame.stream, 1);
+            break;
+        }
+        assert_ne!(frame.kind, 7, "no GOAWAY");
+    }
+    assert!(edge.record("request").await["aborted"].is_string());
+}
+
 /// RFC 9110 6.4.1, 8.6: a status without content carries none, whatever its head claims.
 #[tokio::test]
 async fn a_status_without_content_never_carries_any() {
