@@ -21,6 +21,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::socket::SocketHandle;
@@ -58,7 +59,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let drain = parts.drain.clone();
-    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()) });
+    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()), rests: Notify::new() });
     let streams = Streams::default();
     let (for_requests, of_requests, opened) = (Rc::clone(&connection), Rc::clone(&activity), streams.clone());
     let service = service_fn(move |request: Request<Incoming>| {
@@ -82,22 +83,33 @@ where
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut draining = pin!(drain.reached(Phase::Draining));
     let mut is_told = false;
-    let mut goodbye_until = None;
+    let mut goodbye: Option<Instant> = None;
     loop {
-        let idle_limit = if connection.requests.get() == 0 { bounds.head } else { bounds.keep_alive };
-        let idle_until = goodbye_until.unwrap_or(activity.last.get() + idle_limit);
+        let limit = match goodbye {
+            // A request that crossed our GOAWAY: its answer may still be on the way to a slow client.
+            Some(said) if activity.last.get() > said => bounds.keep_alive.max(GOODBYE),
+            Some(_) => GOODBYE,
+            None if connection.requests.get() == 0 => bounds.head,
+            None => bounds.keep_alive,
+        };
+        let last = activity.last.get();
+        let idle_until = goodbye.map_or(last, |said| said.max(last)) + limit;
         tokio::select! {
+            // What is still to be written goes before any verdict.
+            biased;
             ended = &mut serving => return ending(ended),
             () = &mut draining, if !is_told => {
                 is_told = true;
                 serving.as_mut().graceful_shutdown();
             }
+            () = activity.rests.notified() => {}
             () = sleep_until(idle_until), if activity.open.get() == 0 => {
-                if goodbye_until.is_some_and(|until| until <= Instant::now()) {
+                if activity.open.get() > 0 {
+                    // A stream began meanwhile; when the last one has ended, the limit begins anew.
+                } else if goodbye.is_some() {
                     return Ending::quiet("idle", "no request for too long");
-                }
-                if goodbye_until.is_none() && activity.open.get() == 0 && activity.last.get() + idle_limit <= Instant::now() {
-                    goodbye_until = Some(Instant::now() + GOODBYE);
+                } else {
+                    goodbye = Some(Instant::now());
                     serving.as_mut().graceful_shutdown();
                 }
             }
@@ -126,12 +138,17 @@ fn ending(ended: hyper::Result<()>) -> Ending {
 struct Activity {
     open: Cell<usize>,
     last: Cell<Instant>,
+    /// Told when the last open one has ended.
+    rests: Notify,
 }
 
 impl Activity {
     fn leave(&self) {
         self.open.set(self.open.get().saturating_sub(1));
         self.last.set(Instant::now());
+        if self.open.get() == 0 {
+            self.rests.notify_one();
+        }
     }
 
     fn enter(&self) {

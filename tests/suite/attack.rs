@@ -148,3 +148,57 @@ async fn a_101_carries_no_framing() {
     };
     let (_io, _far) = tokio::join!(opening, answering);
 }
+
+/// RFC 9113 6.8: a request that crosses our GOAWAY is still answered, however long that takes.
+#[tokio::test]
+async fn a_request_that_crosses_the_goodbye_is_answered() {
+    let upstream = Scripted::bind().await;
+    let config = format!("listen = {{ keep_alive_timeout = \"200ms\" }}\n{}", site("a.test", &upstream));
+    let edge = Edge::start(&config).await;
+    let get = [(":method", "GET"), (":scheme", "https"), (":authority", "a.test"), (":path", "/")];
+    let mut open = Vec::new();
+    for _ in 0..6 {
+        let mut raw = edge.raw_h2("a.test").await;
+        raw.headers(1, &get, true).await;
+        let (mut far, _) = upstream.request().await;
+        far.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+        while raw.next().await.expect("the connection is open").kind != 7 {}
+        raw.headers(3, &get, true).await;
+        open.push((raw, upstream.request().await.0));
+    }
+    // Longer than the edge waits for an idle client's own end.
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    for (mut raw, mut far) in open {
+        far.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        loop {
+            let frame = raw.next().await.expect("the whole answer comes");
+            if (frame.stream, frame.kind, frame.flags & 1) == (3, 0, 1) {
+                break;
+            }
+        }
+    }
+}
+
+/// A connection that was busy when its idle limit passed is closed when it has been idle for so long.
+#[tokio::test]
+async fn an_idle_limit_that_passes_unused_begins_anew() {
+    let upstream = Scripted::bind().await;
+    let limits = "listen = { request_head_timeout = \"200ms\", keep_alive_timeout = \"300ms\" }\n";
+    let edge = Edge::start(&format!("{limits}{}", site("a.test", &upstream))).await;
+    let mut raw = edge.raw_h2("a.test").await;
+    let get = [(":method", "GET"), (":scheme", "https"), (":authority", "a.test"), (":path", "/")];
+    raw.headers(1, &get, true).await;
+    let (mut far, _) = upstream.request().await;
+    // Both limits pass while the upstream works.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let mut has_answer = false;
+    loop {
+        let frame = raw.next().await.expect("GOAWAY comes before the end");
+        has_answer |= frame.stream == 1 && frame.kind == 0;
+        if frame.kind == 7 {
+            break;
+        }
+    }
+    assert!(has_answer, "the answer first");
+}
