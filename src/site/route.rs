@@ -162,7 +162,8 @@ fn plain(path: &str) -> Option<String> {
         let encoded = encoded.map(char::from).filter(|c| c.is_ascii_alphanumeric() || "-._~".contains(*c));
         rest = &rest[if encoded.is_some() { 3 } else { next.len_utf8() }..];
         is_parameter = next == ';' || (is_parameter && next != '/');
-        if !is_parameter && !(next == '/' && plain.ends_with('/')) {
+        let is_repeated = next == '/' && plain.ends_with('/');
+        if !is_parameter && !is_repeated {
             plain.push(encoded.unwrap_or(next));
         }
     }

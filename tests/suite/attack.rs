@@ -202,3 +202,22 @@ async fn an_idle_limit_that_passes_unused_begins_anew() {
     }
     assert!(has_answer, "the answer first");
 }
+
+/// A connection whose request and answer are both whole serves the next request.
+#[tokio::test]
+async fn a_whole_exchange_leaves_the_connection_to_the_next() {
+    let upstream = Upstream::echo().await;
+    for collect in [false, true] {
+        let before = upstream.connections();
+        let line = format!("collect_request = {collect}");
+        let config = format!("process = {{ workers = 1 }}\n{}", site_with("a.test", &upstream, &line));
+        let edge = Edge::start(&config).await;
+        let mut wire = edge.h1("a.test").await;
+        for length in [0, 1, 100, 70_000, 1 << 20, 5] {
+            let head = format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n");
+            wire.send([head.as_bytes(), &noise(length)].concat()).await;
+            assert_eq!(wire.reply().await.body, noise(length));
+        }
+        assert_eq!(upstream.connections() - before, 1, "collect: {collect}");
+    }
+}
