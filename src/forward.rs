@@ -18,7 +18,7 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::addr::ClientAddr;
 use crate::body::{Body, Meter, MeterState};
@@ -27,7 +27,7 @@ use crate::site::SiteTable;
 use crate::site::policy::{HostPolicy, Timeouts};
 use crate::site::upstream::{Endpoint, EndpointAddr, Upstream};
 use balance::Load;
-use connect::{DialError, Link};
+use connect::{Busy, DialError, Link};
 use pool::{InFlight, Live, Pool};
 
 /// All upstreams, as one worker sees them.
@@ -70,6 +70,7 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Lease {
     link: Link,
+    busy: Busy,
     live: Rc<Live>,
     endpoint: Arc<Endpoint>,
     request: Option<Rc<Meter>>,
@@ -89,18 +90,36 @@ impl Lease {
 
     /// The connection has become a tunnel: only its place in the count stays.
     pub fn into_in_flight(self) -> InFlight {
+        self.busy.release();
         self.in_flight
     }
 
     /// The response has been read to its end. The connection is kept only if the request was sent
     /// to its end too: otherwise the endpoint would take the rest for the next request.
     pub fn complete(self) {
-        let is_sent = self.request.is_none_or(|meter| meter.state() == MeterState::Ended);
-        if is_sent {
-            self.live.give_back(self.link, self.endpoint.max_idle);
+        let Self { mut link, busy, live, endpoint, request, in_flight } = self;
+        if request.as_ref().is_some_and(|meter| meter.state() != MeterState::Ended) {
+            return;
         }
+        if request.is_none() || link.sender.is_ready() {
+            busy.release();
+            return live.give_back(link, endpoint.max_idle);
+        }
+        // All of the request is here, but not all of it is sent. An endpoint that answers early mostly reads
+        // the rest; whoever came next would have to wait until it has.
+        tokio::task::spawn_local(async move {
+            let _in_flight = in_flight;
+            if matches!(timeout(UNREAD, link.sender.ready()).await, Ok(Ok(()))) {
+                busy.release();
+                live.give_back(link, endpoint.max_idle);
+            }
+        });
     }
 }
+
+/// How long an endpoint that has answered may take to read the rest of a request. Our choice: what is read
+/// later than that costs more than a new connection.
+const UNREAD: Duration = Duration::from_secs(1);
 
 /// How one attempt on one connection failed.
 enum Lost {
@@ -286,7 +305,9 @@ async fn attempt(
     let in_flight = live.enter();
     let failed = |failure, detail: String| Lost::Failed(Refusal::Failed { failure, detail: detail.into() });
     let label = &endpoint.label;
-    if link.sender.ready().await.is_err() {
+    let busy = link.busy();
+    // Idle connections are ready. Should one not be, the request goes elsewhere.
+    if !matches!(timeout(plan.timeouts.connect, link.sender.ready()).await, Ok(Ok(()))) {
         return Err(Lost::Unsent(Box::new(request)));
     }
     let mut sending = pin!(link.sender.try_send_request(request));
@@ -329,7 +350,7 @@ async fn attempt(
         return Err(failed(Failure::Protocol, format!("{label} sent a malformed answer: {why}")));
     }
     let request = plan.meter.map(Rc::clone);
-    let lease = Lease { link, live: Rc::clone(live), endpoint: Arc::clone(endpoint), request, in_flight };
+    let lease = Lease { link, busy, live: Rc::clone(live), endpoint: Arc::clone(endpoint), request, in_flight };
     Ok(Answer { held: None, response, lease })
 }
 

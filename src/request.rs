@@ -10,6 +10,7 @@ pub mod upgrade;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use http::header::{CONTENT_LENGTH, HOST, LOCATION, TRANSFER_ENCODING};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::OnUpgrade;
 
 use crate::access_log::AccessLog;
 use crate::addr::{ClientAddr, HostBuffer, ListenAddr, PeerAddr, split_authority};
@@ -76,15 +77,16 @@ pub trait Carrier {
     fn begun(&self);
     /// Its response has been handed over whole, or was given up.
     fn ended(&self);
-    /// The request becomes a tunnel: from the next byte on nothing is HTTP.
-    fn upgrade_granted(&self);
     /// The framing fault of the body, if that is why it broke off.
     fn body_fault(&self) -> Option<Refusal>;
     /// The longest time in which the client may take no byte that is ready for it.
     fn limit_send(&self, limit: Duration);
-    /// The client's side of a tunnel.
-    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>>;
+    /// The request becomes a tunnel: after our answer nothing is HTTP. Called once, before that is returned.
+    fn tunnel(&self, switched: OnUpgrade) -> ClientSide;
 }
+
+/// The client's side of a tunnel, as soon as it has switched; `None` when it went away before.
+pub type ClientSide = Pin<Box<dyn Future<Output = Option<End<Box<dyn Duplex>>>>>>;
 
 /// Answers one request. The record is written when the response body has gone.
 pub async fn serve(
@@ -123,6 +125,12 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
         return Ok(Reply::own(redirect(StatusCode::PERMANENT_REDIRECT, &location)));
     }
 
+    if head.version == Version::HTTP_2 {
+        // No gate stands before HTTP/2. Before the rules of routes, which must not be passed by.
+        check_method(&head.method)?;
+        check_target(head)?;
+        check_values(&head.headers)?;
+    }
     let is_tunnel = upgrade.is_some();
     let route = Arc::clone(site.routes.find(head, is_tunnel).map_err(|none| match none {
         NoRoute::NotFound => Refusal::NoRoute,
@@ -130,10 +138,6 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
     })?);
     exchange.route = Some(Arc::clone(&route));
     exchange.carrier.limit_send(route.timeouts.send);
-
-    if head.version == Version::HTTP_2 {
-        check_values(&head.headers)?;
-    }
 
     // Everything that can be judged by the head is judged before a byte of the body is read.
     policy::check_head(head, &route.limits).map_err(|_| Refusal::HeadTooLarge)?;
@@ -311,6 +315,44 @@ fn redirect(status: StatusCode, location: &str) -> Response<Body> {
 fn is_mount_without_slash(head: &request::Parts, forward: &Forward) -> bool {
     forward.strip.as_ref().is_some_and(|strip| head.uri.path() == &*strip.prefix)
         && (head.method == Method::GET || head.method == Method::HEAD)
+}
+
+/// As over HTTP/1.1 (`connection/framing`): `get` is another method than GET here, and the same to lax endpoints.
+fn check_method(method: &Method) -> Result<(), Refusal> {
+    const STANDARD: [Method; 9] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::CONNECT,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PATCH,
+    ];
+    let is_lax = |known: &Method| method != known && method.as_str().eq_ignore_ascii_case(known.as_str());
+    if STANDARD.iter().any(is_lax) {
+        let why = "the method is not a token, or has the wrong case";
+        return Err(Refusal::Malformed { status: StatusCode::BAD_REQUEST, code: "E400-method", why });
+    }
+    Ok(())
+}
+
+/// As over HTTP/1.1 (`connection/framing`): a target that endpoints read differently is refused, and `*` is
+/// a target of OPTIONS alone (RFC 9112 3.2.4).
+fn check_target(head: &request::Parts) -> Result<(), Refusal> {
+    let target = target(&head.uri);
+    let path = head.uri.path();
+    if target == "*" && head.method != Method::OPTIONS {
+        let why = "the request target has a form that is not allowed here";
+        return Err(Refusal::Malformed { status: StatusCode::BAD_REQUEST, code: "E400-target-form", why });
+    }
+    let is_odd = |byte: u8| matches!(byte, b'"' | b'<' | b'>' | b'#' | 0..=b' ' | 0x7f..);
+    if target.bytes().any(is_odd) || path.bytes().any(|byte| matches!(byte, b'\\' | b'`')) {
+        let why = "the request target has a byte that is not allowed";
+        return Err(Refusal::Malformed { status: StatusCode::BAD_REQUEST, code: "E400-target-byte", why });
+    }
+    Ok(())
 }
 
 /// RFC 9113 8.2.1: a value with blanks around it is malformed. In HTTP/1.1 they are no part of it.

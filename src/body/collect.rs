@@ -23,6 +23,10 @@ const IN_MEMORY: usize = 64 << 10;
 /// Our choice: bounds disk and memory of all collected bodies of the process together.
 const IN_ALL: u64 = 1 << 30;
 
+/// Our choice: kept for bodies that stay in memory, so that a few clients who trickle large ones do not
+/// close the gateway's own calls to everybody.
+const FOR_SMALL: u64 = 128 << 20;
+
 /// One piece read back from a file.
 const PIECE: usize = 64 << 10;
 
@@ -60,8 +64,13 @@ impl Held {
     fn take(&mut self, bytes: u64) -> Result<(), CollectError> {
         let before = HELD.fetch_add(bytes, Ordering::Relaxed);
         self.0 += bytes;
-        if before + bytes > IN_ALL { Err(CollectError::Full) } else { Ok(()) }
+        if fits(before + bytes, self.0) { Ok(()) } else { Err(CollectError::Full) }
     }
+}
+
+/// Whether all bodies together may hold so much, for one that holds `own` of it.
+fn fits(in_all: u64, own: u64) -> bool {
+    in_all <= if own > IN_MEMORY as u64 { IN_ALL - FOR_SMALL } else { IN_ALL }
 }
 
 impl Drop for Held {
@@ -127,5 +136,25 @@ impl Collected {
         }
         self.remaining = self.remaining.saturating_sub(filled as u64);
         Poll::Ready(Some(Ok(Frame::data(self.piece.split_to(filled).freeze()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_leave_room_for_small_ones() {
+        let small = IN_MEMORY as u64;
+        for (in_all, own, expected) in [
+            (1, 1, true),
+            (IN_ALL - FOR_SMALL, small + 1, true),
+            (IN_ALL - FOR_SMALL + 1, small + 1, false),
+            (IN_ALL - FOR_SMALL + 1, small, true),
+            (IN_ALL, 1, true),
+            (IN_ALL + 1, 1, false),
+        ] {
+            assert_eq!(fits(in_all, own), expected, "{in_all} {own}");
+        }
     }
 }

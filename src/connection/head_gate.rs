@@ -140,6 +140,11 @@ impl GateHandle {
         self.0.is_upgraded.store(true, Relaxed);
     }
 
+    /// Whether the present request became a tunnel.
+    pub fn is_upgraded(&self) -> bool {
+        self.0.is_upgraded.load(Relaxed)
+    }
+
     /// Why the gate ended the connection.
     pub fn fault(&self) -> Option<Fault> {
         self.0.fault.get().copied()

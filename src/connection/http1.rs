@@ -1,11 +1,10 @@
 //! HTTP/1.1 (RFC 9112) on one connection: the head gate below, hyper above it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future as _, poll_fn};
-use std::marker::PhantomData;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -14,9 +13,10 @@ use http::{HeaderMap, Request, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
@@ -26,7 +26,7 @@ use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::policy::headers;
 use crate::refusal::{self, Refusal};
-use crate::request::{self, Carrier, Connection, Parts};
+use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 
 /// Our choice: bulk moves in large pieces, and a slow reader holds no more than this.
 const READ_BUFFER: usize = 64 << 10;
@@ -48,9 +48,15 @@ where
         Deadlines { head: bounds.head, keep_alive: bounds.keep_alive, first: (accepted + bounds.head).into() };
     let limits = Limits { bytes: bounds.head_bytes, fields: bounds.head_fields };
     let (gate, handle) = HeadGate::new(stream, deadlines, limits, raw_answer);
+    let switch = Rc::new(Switch::default());
     let carrier: Rc<dyn Carrier> =
-        Rc::new(Http1::<S> { handle: handle.clone(), exchange: RefCell::default(), socket, stream: PhantomData });
+        Rc::new(Http1 { handle: handle.clone(), exchange: RefCell::default(), socket, switch: Rc::downgrade(&switch) });
+    let is_upgrade_open = Rc::new(Cell::new(false));
+    let asked = Rc::clone(&is_upgrade_open);
     let service = service_fn(move |request: Request<Incoming>| {
+        if request.extensions().get::<OnUpgrade>().is_some() {
+            asked.set(true);
+        }
         let served = request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request);
         async move { Ok::<_, Infallible>(served.await) }
     });
@@ -64,13 +70,18 @@ where
     if bounds.head_fields > DEFAULT_FIELDS {
         builder.max_headers(bounds.head_fields);
     }
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(gate), service).with_upgrades());
+    let mut serving = builder.serve_connection(TokioIo::new(gate), service);
     let mut draining = pin!(drain.reached(Phase::Draining));
     let (mut is_draining, mut is_told) = (false, false);
     let mut patience: Option<Pin<Box<Sleep>>> = None;
     let ended = poll_fn(|cx| {
         loop {
-            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+            if let Poll::Ready(ended) = Pin::new(&mut serving).poll(cx) {
+                // Once a request has asked for an upgrade, granted or not, hyper ends without closing the
+                // stream. Asked again, it closes: with close_notify, and with the gate's patience.
+                if ended.is_ok() && is_upgrade_open.take() && !handle.is_upgraded() {
+                    continue;
+                }
                 return Poll::Ready(ended);
             }
             is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
@@ -83,10 +94,17 @@ where
                 ready!(patience.get_or_insert_with(|| Box::pin(sleep(FIRST_REQUEST))).as_mut().poll(cx));
             }
             is_told = true;
-            serving.as_mut().graceful_shutdown();
+            Pin::new(&mut serving).graceful_shutdown();
         }
     })
     .await;
+    if ended.is_ok()
+        && let Some(tunnel) = switch.take()
+    {
+        let parts = serving.into_parts();
+        // A tunnel that was given up meanwhile closes the stream.
+        let _ = tunnel.send(client_end(parts.io.into_inner(), parts.read_buf));
+    }
     ending(ended, &handle)
 }
 
@@ -124,19 +142,31 @@ fn raw_answer(fault: Fault) -> (RequestId, Bytes) {
     (id.into(), refusal::raw_answer(fault.status(), fault.code(), fault.words(), id))
 }
 
+/// The client's side of a tunnel. hyper's and the gate's buffers are dropped; what they had read goes first.
+fn client_end<S>(gate: HeadGate<S>, read: Bytes) -> End<Box<dyn Duplex>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (stream, held) = gate.into_parts();
+    // Copied, because a view of hyper's buffer, even an empty one, keeps all of it in memory.
+    let early = Bytes::from_iter(read.into_iter().chain(held));
+    End { io: Box::new(stream), early }
+}
+
+/// Where the stream goes when the connection becomes a tunnel.
+type Switch = RefCell<Option<oneshot::Sender<End<Box<dyn Duplex>>>>>;
+
 /// HTTP/1.1 as the carrier of requests: one at a time.
-struct Http1<S> {
+struct Http1 {
     handle: GateHandle,
     /// While it is there, the gate holds the next message back.
     exchange: RefCell<Option<head_gate::Exchange>>,
     socket: SocketHandle,
-    stream: PhantomData<fn(S)>,
+    /// Owned by the connection, so that a tunnel which waits hears of its end.
+    switch: Weak<Switch>,
 }
 
-impl<S> Carrier for Http1<S>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+impl Carrier for Http1 {
     fn version(&self) -> Version {
         Version::HTTP_11
     }
@@ -153,10 +183,6 @@ where
         *self.exchange.borrow_mut() = None;
     }
 
-    fn upgrade_granted(&self) {
-        self.handle.upgraded();
-    }
-
     fn body_fault(&self) -> Option<Refusal> {
         let fault = self.handle.body_fault()?;
         Some(Refusal::Malformed { status: fault.status(), code: fault.code(), why: fault.words() })
@@ -166,16 +192,12 @@ where
         self.socket.limit_send(limit);
     }
 
-    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {
-        match upgraded.downcast::<TokioIo<HeadGate<S>>>() {
-            Ok(parts) => {
-                // hyper's and the gate's buffers are dropped; what they had read goes first.
-                let (stream, held) = parts.io.into_inner().into_parts();
-                // Copied, because a view of hyper's buffer, even an empty one, keeps all of it in memory.
-                let early = Bytes::from_iter(parts.read_buf.into_iter().chain(held));
-                End { io: Box::new(stream), early }
-            }
-            Err(upgraded) => End { io: Box::new(TokioIo::new(upgraded)), early: Bytes::new() },
+    fn tunnel(&self, _: OnUpgrade) -> ClientSide {
+        self.handle.upgraded();
+        let (sender, switched) = oneshot::channel();
+        if let Some(switch) = self.switch.upgrade() {
+            *switch.borrow_mut() = Some(sender);
         }
+        Box::pin(async { switched.await.ok() })
     }
 }

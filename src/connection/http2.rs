@@ -1,31 +1,37 @@
 //! HTTP/2 (RFC 9113) on one connection, with extended CONNECT for WebSockets (RFC 8441).
 //!
-//! hyper and h2 own the protocol; here are its limits, the idle limit that they lack, and the drain.
+//! hyper and h2 own the protocol; here are its limits, the two that they lack (an idle connection, a stream
+//! that its client does not read), and the drain.
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Version};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::socket::SocketHandle;
 use super::{Bounds, Ending};
+use crate::body::{Body, BodyError};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::refusal::Refusal;
-use crate::request::{self, Carrier, Connection, Parts};
+use crate::request::{self, Carrier, ClientSide, Connection, Parts};
+use crate::site::policy::Timeouts;
 
 /// RFC 9113 6.5.2 recommends at least 100; what browsers and nginx's default expect.
 const MAX_STREAMS: u32 = 100;
@@ -53,14 +59,17 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let drain = parts.drain.clone();
-    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()) });
-    let carrier: Rc<dyn Carrier> = Rc::new(Http2 { activity: Rc::clone(&activity), socket });
-    let for_requests = Rc::clone(&connection);
+    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()), rests: Notify::new() });
+    let streams = Streams::default();
+    let (for_requests, of_requests, opened) = (Rc::clone(&connection), Rc::clone(&activity), streams.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let served = request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::clone(&carrier), request);
-        async move { Ok::<_, Infallible>(served.await) }
+        let pace = Rc::new(Pace::new());
+        opened.0.set(Some(Rc::clone(&pace)));
+        let carrier = Http2 { activity: Rc::clone(&of_requests), socket: socket.clone(), pace: Rc::clone(&pace) };
+        let served = request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request);
+        async move { Ok::<_, Infallible>(served.await.map(|body| Paced { body, piece: Bytes::new(), pace })) }
     });
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .enable_connect_protocol()
@@ -74,22 +83,33 @@ where
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut draining = pin!(drain.reached(Phase::Draining));
     let mut is_told = false;
-    let mut goodbye_until = None;
+    let mut goodbye: Option<Instant> = None;
     loop {
-        let idle_limit = if connection.requests.get() == 0 { bounds.head } else { bounds.keep_alive };
-        let idle_until = goodbye_until.unwrap_or(activity.last.get() + idle_limit);
+        let limit = match goodbye {
+            // A request that crossed our GOAWAY: its answer may still be on the way to a slow client.
+            Some(said) if activity.last.get() > said => bounds.keep_alive.max(GOODBYE),
+            Some(_) => GOODBYE,
+            None if connection.requests.get() == 0 => bounds.head,
+            None => bounds.keep_alive,
+        };
+        let last = activity.last.get();
+        let idle_until = goodbye.map_or(last, |said| said.max(last)) + limit;
         tokio::select! {
+            // What is still to be written goes before any verdict.
+            biased;
             ended = &mut serving => return ending(ended),
             () = &mut draining, if !is_told => {
                 is_told = true;
                 serving.as_mut().graceful_shutdown();
             }
+            () = activity.rests.notified() => {}
             () = sleep_until(idle_until), if activity.open.get() == 0 => {
-                if goodbye_until.is_some_and(|until| until <= Instant::now()) {
+                if activity.open.get() > 0 {
+                    // A stream began meanwhile; when the last one has ended, the limit begins anew.
+                } else if goodbye.is_some() {
                     return Ending::quiet("idle", "no request for too long");
-                }
-                if goodbye_until.is_none() && activity.open.get() == 0 && activity.last.get() + idle_limit <= Instant::now() {
-                    goodbye_until = Some(Instant::now() + GOODBYE);
+                } else {
+                    goodbye = Some(Instant::now());
                     serving.as_mut().graceful_shutdown();
                 }
             }
@@ -118,12 +138,17 @@ fn ending(ended: hyper::Result<()>) -> Ending {
 struct Activity {
     open: Cell<usize>,
     last: Cell<Instant>,
+    /// Told when the last open one has ended.
+    rests: Notify,
 }
 
 impl Activity {
     fn leave(&self) {
         self.open.set(self.open.get().saturating_sub(1));
         self.last.set(Instant::now());
+        if self.open.get() == 0 {
+            self.rests.notify_one();
+        }
     }
 
     fn enter(&self) {
@@ -136,6 +161,7 @@ impl Activity {
 struct Http2 {
     activity: Rc<Activity>,
     socket: SocketHandle,
+    pace: Rc<Pace>,
 }
 
 impl Carrier for Http2 {
@@ -156,20 +182,23 @@ impl Carrier for Http2 {
         self.activity.leave();
     }
 
-    fn upgrade_granted(&self) {}
-
     fn body_fault(&self) -> Option<Refusal> {
         None
     }
 
     fn limit_send(&self, limit: Duration) {
         self.socket.limit_send(limit);
+        self.pace.limit.set(limit);
     }
 
-    fn tunnel_end(&self, upgraded: Upgraded) -> End<Box<dyn Duplex>> {
-        self.activity.enter();
-        let stream = OpenStream { io: TokioIo::new(upgraded), activity: Rc::clone(&self.activity) };
-        End { io: Box::new(stream), early: Bytes::new() }
+    fn tunnel(&self, switched: OnUpgrade) -> ClientSide {
+        let activity = Rc::clone(&self.activity);
+        Box::pin(async move {
+            let io = TokioIo::new(switched.await.ok()?);
+            activity.enter();
+            let io: Box<dyn Duplex> = Box::new(OpenStream { io, activity });
+            Some(End { io, early: Bytes::new() })
+        })
     }
 }
 
@@ -205,15 +234,105 @@ impl AsyncWrite for OpenStream {
     }
 }
 
-/// Runs streams on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
+/// Whether the client takes what one stream has for it.
+///
+/// RFC 9113 5.2: the window is the client's to open. A stream whose window stays closed costs its client nothing,
+/// and us a response, a connection to an endpoint and the work behind it; the socket's own patience never
+/// notices, because the other streams go on.
+#[derive(Debug)]
+struct Pace {
+    limit: Cell<Duration>,
+    /// Since when a piece waits to be taken.
+    waits: Cell<Option<Instant>>,
+}
 
-impl<F> hyper::rt::Executor<F> for LocalExecutor
+impl Pace {
+    fn new() -> Self {
+        Self { limit: Cell::new(Timeouts::default().send), waits: Cell::new(None) }
+    }
+
+    /// Ready when a piece has waited too long.
+    fn poll_late(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
+        let Some(since) = self.waits.get() else { return Poll::Pending };
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(self.limit.get())));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            // The timer is not moved with each piece: it is compared when it fires.
+            let left = self.limit.get().saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            timer.set(sleep(left));
+        }
+    }
+}
+
+/// A response body, in pieces that a slow client can take in time.
+struct Paced {
+    body: Body,
+    /// What is left of a larger piece.
+    piece: Bytes,
+    pace: Rc<Pace>,
+}
+
+/// The largest piece: a frame of HTTP/2 (RFC 9113 6.5.2), so that within the limit some hundred bytes a second suffice.
+const PIECE: usize = 16 << 10;
+
+impl http_body::Body for Paced {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // hyper asks for more when the piece before was taken.
+        self.pace.waits.set(None);
+        if self.piece.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) => self.piece = data,
+                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
+                None => return Poll::Ready(None),
+            }
+        }
+        self.pace.waits.set(Some(Instant::now()));
+        let length = self.piece.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.piece.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.piece.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint();
+        let left = self.piece.len() as u64;
+        match hint.exact() {
+            Some(exact) => hint.set_exact(exact + left),
+            None => hint.set_lower(hint.lower() + left),
+        }
+        hint
+    }
+}
+
+/// Runs streams on the worker's own thread, and ends each whose client takes nothing: hyper resets it then.
+#[derive(Clone, Default)]
+struct Streams(
+    /// The pace of the stream that the service was just called for: hyper runs it next.
+    Rc<Cell<Option<Rc<Pace>>>>,
+);
+
+impl<F> hyper::rt::Executor<F> for Streams
 where
     F: Future + 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        let Some(pace) = self.0.take() else {
+            // The writing half of a tunnel, which has limits of its own.
+            tokio::task::spawn_local(future);
+            return;
+        };
+        let mut future = Box::pin(future);
+        let mut timer = None;
+        tokio::task::spawn_local(poll_fn(move |cx| {
+            if future.as_mut().poll(cx).is_ready() { Poll::Ready(()) } else { pace.poll_late(cx, &mut timer) }
+        }));
     }
 }

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
@@ -40,6 +41,34 @@ pub struct Link {
     pub sender: http1::SendRequest<Body>,
     /// Our source port: it stands in the gateway's own log lines.
     pub via_port: Option<u16>,
+    connection: AbortHandle,
+}
+
+impl Link {
+    /// Marks the connection as busy.
+    pub fn busy(&self) -> Busy {
+        Busy(Some(self.connection.clone()))
+    }
+}
+
+/// An exchange under way on a connection. Dropped, it cuts the connection at once: hyper alone would first write
+/// the request to its end, which an endpoint that reads no more could put off for ever.
+#[derive(Debug)]
+pub struct Busy(Option<AbortHandle>);
+
+impl Busy {
+    /// The exchange is over, and the connection goes on.
+    pub fn release(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.abort();
+        }
+    }
 }
 
 /// Why no connection was opened.
@@ -76,11 +105,11 @@ pub async fn dial(
         failure: Failure::Closed,
         detail: format!("{} closed the connection: {error}", endpoint.label).into(),
     })?;
-    tokio::task::spawn_local(async move {
+    let connection = tokio::task::spawn_local(async move {
         // Its errors reach whoever waits for the response or reads the body.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Link { sender, via_port })
+    Ok(Link { sender, via_port, connection: connection.abort_handle() })
 }
 
 /// Our choice: twice what we take from clients.

@@ -53,6 +53,10 @@ pub fn from_endpoint(exchange: &Exchange, answer: Answer, forward: &Forward) -> 
 /// Changes a response head where it must be changed.
 pub fn prepare(status: StatusCode, fields: &mut HeaderMap, forward: &Forward, host: Option<&HeaderValue>) {
     headers::clean_response(fields);
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        // RFC 9110 8.6: these never have a length. To a client over HTTP/2 one would be a malformed answer.
+        fields.remove(CONTENT_LENGTH);
+    }
     if status.is_client_error() || status.is_server_error() {
         fields.insert(PROXY_STATUS, received_status(status));
     }

@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 
 use super::exchange::Exchange;
 use super::reply::{self, Reply};
-use super::{Carrier, Parts, target};
+use super::{Carrier, ClientSide, Parts, target};
 use crate::access_log::{Amounts, TunnelRecord};
 use crate::addr::{ClientAddr, PeerAddr};
 use crate::body::Body;
@@ -166,11 +166,11 @@ pub fn conclude(
         fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
         status
     };
-    exchange.carrier.upgrade_granted();
-    exchange.upgraded();
     let ticket = Ticket::of(exchange, lease).ok_or(Refusal::NoRoute)?;
+    let client_side = exchange.carrier.tunnel(upgrade.client_side);
+    exchange.upgraded();
     // The tunnel is a task of its own, so that the request's state is freed.
-    tokio::task::spawn_local(ticket.run(upgrade.client_side, endpoint_side));
+    tokio::task::spawn_local(ticket.run(client_side, endpoint_side));
     let mut opened = Response::new(Body::Empty);
     *opened.status_mut() = status;
     *opened.headers_mut() = std::mem::take(response.headers_mut());
@@ -238,13 +238,14 @@ impl Ticket {
     }
 
     /// Joins the two sides when both have switched, and writes the record when they have ended.
-    async fn run(self, client_side: OnUpgrade, endpoint_side: OnUpgrade) {
+    async fn run(self, client_side: ClientSide, endpoint_side: OnUpgrade) {
         let opened = SystemTime::now();
+        let client_side = async { client_side.await.ok_or(()) };
+        let endpoint_side = async { endpoint_side.await.map_err(|_| ()) };
         let Ok((client_side, endpoint_side)) = futures_util::future::try_join(client_side, endpoint_side).await else {
             // One of them went away with the 101 on its way; the request's record says so.
             return;
         };
-        let client_side = self.carrier.tunnel_end(client_side);
         let Some(endpoint_side) = endpoint_end(endpoint_side) else { return };
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
         self.write_record(opened, &outcome);

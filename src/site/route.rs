@@ -117,10 +117,16 @@ impl RouteTable {
     /// rules on paths.
     pub fn find(&self, head: &request::Parts, is_tunnel: bool) -> Result<&Arc<Route>, NoRoute> {
         let path = head.uri.path();
-        if self.0.iter().any(|route| !route.condition.prefix.is_empty()) && is_ambiguous(path) {
-            return Err(NoRoute::AmbiguousPath);
+        let pick = |path: &str| self.0.iter().find(|route| route.condition.takes(path, head, is_tunnel));
+        let route = pick(path);
+        if self.0.iter().any(|route| !route.condition.prefix.is_empty()) {
+            // A rule is dodged that the raw path passes by, and the path as a lax endpoint reads it does not.
+            let is_dodging = |plain: String| pick(&plain).map(Arc::as_ptr) != route.map(Arc::as_ptr);
+            if is_ambiguous(path) || plain(path).is_some_and(is_dodging) {
+                return Err(NoRoute::AmbiguousPath);
+            }
         }
-        self.0.iter().find(|route| route.condition.takes(path, head, is_tunnel)).ok_or(NoRoute::NotFound)
+        route.ok_or(NoRoute::NotFound)
     }
 }
 
@@ -140,6 +146,28 @@ impl Condition {
 /// True when `prefix` is `path` or ends at one of its segment boundaries.
 pub fn has_prefix(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty())
+}
+
+/// The path as lax endpoints read it: encoded letters, digits and `-._~` plain (RFC 3986 6.2.2.2 calls
+/// both forms one), slashes merged, segments without `;` parameters. `None` when it is so already.
+fn plain(path: &str) -> Option<String> {
+    let bytes = path.as_bytes();
+    if memchr::memchr2(b'%', b';', bytes).is_none() && memchr::memmem::find(bytes, b"//").is_none() {
+        return None;
+    }
+    let mut plain = String::with_capacity(path.len());
+    let (mut rest, mut is_parameter) = (path, false);
+    while let Some(next) = rest.chars().next() {
+        let encoded = rest.get(..3).and_then(|text| u8::from_str_radix(text.strip_prefix('%')?, 16).ok());
+        let encoded = encoded.map(char::from).filter(|c| c.is_ascii_alphanumeric() || "-._~".contains(*c));
+        rest = &rest[if encoded.is_some() { 3 } else { next.len_utf8() }..];
+        is_parameter = next == ';' || (is_parameter && next != '/');
+        let is_repeated = next == '/' && plain.ends_with('/');
+        if !is_parameter && !is_repeated {
+            plain.push(encoded.unwrap_or(next));
+        }
+    }
+    Some(plain)
 }
 
 /// True for what one server reads as a separator, a dot segment or an end, and another does not:
@@ -181,6 +209,23 @@ mod tests {
             ("/API", "/api", false),
         ] {
             assert_eq!(has_prefix(path, prefix), expected, "{path} {prefix}");
+        }
+    }
+
+    #[test]
+    fn a_path_has_one_plain_form() {
+        for (path, expected) in [
+            ("/admin", None),
+            ("/%61dmin", Some("/admin")),
+            ("/%7Euser/%2D", Some("/~user/-")),
+            ("//admin", Some("/admin")),
+            ("/a;x=1/b;y", Some("/a/b")),
+            ("/a%3Ab%20c", Some("/a%3Ab%20c")),
+            ("/%2561", Some("/%2561")),
+            ("/%+1%6", Some("/%+1%6")),
+            ("/%\u{e9}%41", Some("/%\u{e9}A")),
+        ] {
+            assert_eq!(plain(path).as_deref(), expected, "{path}");
         }
     }
 

@@ -128,7 +128,7 @@ const TABLE: &[Row] = &[
             "forward/tunnel",
         ],
     ),
-    (5, "connection/http2", &["words", "connection", "connection/socket", "request", "forward/tunnel"]),
+    (5, "connection/http2", &["words", "connection", "connection/socket", "request", "forward/tunnel", "site/policy"]),
     (5, "connection/socket", &[]),
     (6, "listen", &["words", "listen/", "connection", "connection/socket", "site", "access_log"]),
     (6, "listen/bind", &["words"]),

@@ -7,6 +7,7 @@
 mod harness;
 
 mod answers;
+mod attack;
 mod config_cli;
 mod docs;
 mod drain;
