@@ -2,8 +2,10 @@
 # All gates, in the order of their cost. CI runs only this. Each gate says its name and its time;
 # the first that fails ends the run with its own output as the last thing on the screen.
 #
-#   tests/check.sh             all gates
-#   tests/check.sh fmt test    these gates
+#   tests/check.sh                     all gates
+#   tests/check.sh fmt test            these gates
+#   tests/check.sh gateway measure     two more, not for every change: they need root, the npm packages of tests/setup.sh,
+#                                      a release build and some minutes of a quiet machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -126,6 +128,18 @@ units() {
     fi
     # 15 is an exposure of 1.5; above it the command fails.
     systemd-analyze security --offline=true --threshold=15 "$units/tidegate.service" | tail -n 1
+}
+
+# The release build in front of the real gateway, with real clients.
+gateway() {
+    cargo build --locked --release --bin tidegate
+    tests/gateway/run
+}
+
+# Reloads under load, stops, memory and keep-alive races of the release build.
+measure() {
+    cargo build --locked --release --bin tidegate --example gateway
+    tests/measure/run
 }
 
 # The oldest Rust that Cargo.toml promises. When it is the one in use, all of the above ran on it.
