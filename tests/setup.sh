@@ -14,6 +14,7 @@ programs=(
   ip=iproute2            # addresses of a network namespace
   jq=jq                  # reading records in shell scripts
   python3=python3        # raw sockets in black-box tests
+  systemd-analyze=systemd # its judgement of the units
   unshare=util-linux     # a network namespace of the test's own
   script=bsdutils        # a terminal of the test's own
   npm=npm                # fetches the packages below
@@ -39,7 +40,7 @@ done
 missing=()
 for pair in "${programs[@]}"; do
   program=${pair%%=*}
-  if [[ $program == npm && $with_gateway == false ]]; then continue; fi
+  if [[ $with_gateway == false && ($program == npm || $program == chromium) ]]; then continue; fi
   # The system's own folders count too: iproute2 lives in sbin, which is not on every user's path.
   PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${pair#*=}")
 done
