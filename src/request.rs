@@ -5,6 +5,9 @@
 //! anything upstream without the edge's own forwarding headers, written last.
 
 pub mod exchange;
+mod host;
+mod judge;
+mod outgoing;
 pub mod reply;
 pub mod upgrade;
 
@@ -15,27 +18,28 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, HOST, LOCATION, TRANSFER_ENCODING};
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
+use http::header::LOCATION;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use crate::access_log::AccessLog;
-use crate::addr::{ClientAddr, HostBuffer, ListenAddr, PeerAddr, split_authority};
+use crate::addr::{ListenAddr, PeerAddr};
 use crate::body::collect::{CollectError, collect};
 use crate::body::{Body, BodyError, Meter, Stream};
 use crate::drain::Drain;
 use crate::forward::tunnel::{Duplex, End};
 use crate::forward::{Plan, Upstreams};
-use crate::policy::{self, headers, trust};
+use crate::policy::{self, headers};
 use crate::refusal::Refusal;
-use crate::site::policy::{Attribution, Limits};
-use crate::site::route::{Action, Forward, NoRoute, Route, Strip};
-use crate::site::{Found, Role, Site, SiteTable};
+use crate::site::route::{Action, Forward, NoRoute, Route};
+use crate::site::{Role, Site, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::tls::TlsFacts;
 use exchange::Exchange;
+use host::RequestHost;
+use outgoing::outgoing_head;
 use reply::Reply;
 use upgrade::Upgrade;
 
@@ -111,8 +115,8 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
     let table = &generation.table;
 
     let upgrade = Upgrade::wanted(head)?;
-    let host = host_of(head)?;
-    let found = place(exchange, table, &host)?;
+    let host = RequestHost::of(head)?;
+    let found = host.place(&exchange.connection, table)?;
     let site = Arc::clone(found.site);
     exchange.site = Some(Arc::clone(&site));
     exchange.resolve_client(table, &head.headers);
@@ -125,12 +129,8 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
         return Ok(Reply::own(redirect(StatusCode::PERMANENT_REDIRECT, &location)));
     }
 
-    if head.version == Version::HTTP_2 {
-        // No gate stands before HTTP/2. Before the rules of routes, which must not be passed by.
-        check_method(&head.method)?;
-        check_target(head)?;
-        check_values(&head.headers)?;
-    }
+    // Before the rules of routes, which must not be passed by.
+    judge::check_http2(head)?;
     let is_tunnel = upgrade.is_some();
     let route = Arc::clone(site.routes.find(head, is_tunnel).map_err(|none| match none {
         NoRoute::NotFound => Refusal::NoRoute,
@@ -141,7 +141,7 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
 
     // Everything that can be judged by the head is judged before a byte of the body is read.
     policy::check_head(head, &route.limits).map_err(|_| Refusal::HeadTooLarge)?;
-    check_length(head, &incoming, &route.limits)?;
+    judge::check_length(head, &incoming, &route.limits)?;
     if let Some(origins) = &route.origins
         && !policy::origin_allowed(origins, head, is_tunnel)
     {
@@ -178,14 +178,17 @@ async fn pass_on(
     forward: &Forward,
     upgrade: Option<Upgrade>,
 ) -> Result<Reply, Refusal> {
+    // Where it is not known for whom we ask, nothing is forwarded, and no body read.
+    let client = exchange.client.ok_or(Refusal::ClientUnknown)?;
     let body = request_body(exchange, incoming, route, forward).await?;
-    let (outgoing, client) = outgoing_head(exchange, head, host, &body, route, forward, upgrade.as_ref())?;
+    let mut outgoing = outgoing_head(exchange, head, host, client, route, forward, upgrade.as_ref())?;
+    outgoing::announce(&body, &mut outgoing.headers);
     exchange.sent_upstream();
     let plan = Plan {
         upstream: &forward.upstream,
         timeouts: &route.timeouts,
         host: &forward.host,
-        client,
+        client: Some(client),
         is_tunnel: upgrade.is_some(),
         meter: exchange.request_meter.as_ref().filter(|_| !body.is_end_stream()),
     };
@@ -200,83 +203,6 @@ async fn pass_on(
         Some(upgrade) => upgrade::conclude(exchange, answer, upgrade, forward),
         None => Ok(reply::from_endpoint(exchange, answer, forward)),
     }
-}
-
-/// The host that a request is for.
-struct RequestHost {
-    /// `Host` as the upstream will see it, port included.
-    value: HeaderValue,
-    /// The name alone, as sent.
-    name_length: usize,
-    /// The port, if it was named.
-    port: Option<u16>,
-}
-
-impl RequestHost {
-    fn name(&self) -> &str {
-        self.value.to_str().map_or("", |text| &text[..self.name_length])
-    }
-}
-
-/// The one host of a request: `:authority`, an absolute target and `Host` must agree (RFC 9110 7.2,
-/// RFC 9112 3.2.2, RFC 9113 8.3.1), and there must be exactly one.
-fn host_of(head: &request::Parts) -> Result<RequestHost, Refusal> {
-    let mut values = head.headers.get_all(HOST).iter();
-    let header = values.next();
-    if values.next().is_some() {
-        return Err(Refusal::BadHost);
-    }
-    let value = match (head.uri.authority(), header) {
-        (Some(authority), Some(header)) => {
-            let header_text = header.to_str().map_err(|_| Refusal::BadHost)?;
-            if !is_same_authority(authority.as_str(), header_text, head.uri.scheme()) {
-                return Err(Refusal::BadHost);
-            }
-            header.clone()
-        }
-        (Some(authority), None) => HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::BadHost)?,
-        (None, Some(header)) => header.clone(),
-        (None, None) => return Err(Refusal::BadHost),
-    };
-    let text = value.to_str().map_err(|_| Refusal::BadHost)?;
-    let (name, port) = split_authority(text).map_err(|_| Refusal::BadHost)?;
-    let name_length = name.len();
-    Ok(RequestHost { value, name_length, port })
-}
-
-/// True when two authorities name one host and port; a port left out is the scheme's (RFC 9110 4.2.3).
-fn is_same_authority(one: &str, other: &str, scheme: Option<&Scheme>) -> bool {
-    if one.eq_ignore_ascii_case(other) {
-        return true;
-    }
-    let default = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
-    match (split_authority(one), split_authority(other)) {
-        (Ok((one, one_port)), Ok((other, other_port))) => {
-            one.eq_ignore_ascii_case(other) && one_port.unwrap_or(default) == other_port.unwrap_or(default)
-        }
-        (Err(_), _) | (_, Err(_)) => false,
-    }
-}
-
-/// The site of a host, if it may be reached on this connection.
-fn place<'t>(exchange: &Exchange, table: &'t SiteTable, host: &RequestHost) -> Result<Found<'t>, Refusal> {
-    let mut buffer = HostBuffer::new();
-    let name = buffer.normalise(host.name()).map_err(|_| Refusal::BadHost)?;
-    let connection = &exchange.connection;
-    let found = table.find(name).ok_or(Refusal::UnknownHost)?;
-    if table.listener_of(&connection.role) != Some(found.site.listener) {
-        return Err(Refusal::UnknownHost);
-    }
-    if let Some(facts) = &connection.tls {
-        // RFC 9110 15.5.20. The handshake proved one site's certificate and asked for one site's
-        // client certificates; a request for another site must not profit from either.
-        let is_same =
-            found.site.host == facts.site_host && found.site.tls.as_ref().is_some_and(|tls| tls.policy == facts.policy);
-        if !is_same {
-            return Err(Refusal::WrongConnection);
-        }
-    }
-    Ok(found)
 }
 
 /// A request on the plain listener for a site with TLS is sent to its https address.
@@ -317,64 +243,6 @@ fn is_mount_without_slash(head: &request::Parts, forward: &Forward) -> bool {
         && (head.method == Method::GET || head.method == Method::HEAD)
 }
 
-/// As over HTTP/1.1 (`connection/framing`): `get` is another method than GET here, and the same to lax endpoints.
-fn check_method(method: &Method) -> Result<(), Refusal> {
-    const STANDARD: [Method; 9] = [
-        Method::GET,
-        Method::HEAD,
-        Method::POST,
-        Method::PUT,
-        Method::DELETE,
-        Method::CONNECT,
-        Method::OPTIONS,
-        Method::TRACE,
-        Method::PATCH,
-    ];
-    let is_lax = |known: &Method| method != known && method.as_str().eq_ignore_ascii_case(known.as_str());
-    if STANDARD.iter().any(is_lax) {
-        let why = "the method is not a token, or has the wrong case";
-        return Err(Refusal::Malformed { status: StatusCode::BAD_REQUEST, code: "E400-method", why });
-    }
-    Ok(())
-}
-
-/// As over HTTP/1.1 (`connection/framing`): a target that endpoints read differently is refused, and `*` is
-/// a target of OPTIONS alone (RFC 9112 3.2.4).
-fn check_target(head: &request::Parts) -> Result<(), Refusal> {
-    let target = target(&head.uri);
-    let path = head.uri.path();
-    if target == "*" && head.method != Method::OPTIONS {
-        let why = "the request target has a form that is not allowed here";
-        return Err(Refusal::Malformed { status: StatusCode::BAD_REQUEST, code: "E400-target-form", why });
-    }
-    let is_odd = |byte: u8| matches!(byte, b'"' | b'<' | b'>' | b'#' | 0..=b' ' | 0x7f..);
-    if target.bytes().any(is_odd) || path.bytes().any(|byte| matches!(byte, b'\\' | b'`')) {
-        let why = "the request target has a byte that is not allowed";
-        return Err(Refusal::Malformed { status: StatusCode::BAD_REQUEST, code: "E400-target-byte", why });
-    }
-    Ok(())
-}
-
-/// RFC 9113 8.2.1: a value with blanks around it is malformed. In HTTP/1.1 they are no part of it.
-fn check_values(fields: &HeaderMap) -> Result<(), Refusal> {
-    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    if fields.values().any(|value| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())) {
-        return Err(Refusal::Malformed {
-            status: StatusCode::BAD_REQUEST,
-            code: "E400-field-value",
-            why: "a field value begins or ends with a blank",
-        });
-    }
-    Ok(())
-}
-
-/// RFC 9110 15.5.14: a body that is announced too large is refused before it is read.
-fn check_length(head: &request::Parts, incoming: &Incoming, limits: &Limits) -> Result<(), Refusal> {
-    let announced =
-        incoming.size_hint().exact().or_else(|| head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length| length > limits.body) { Err(Refusal::BodyTooLarge) } else { Ok(()) }
-}
-
 /// The body as it goes upstream: streamed, or collected first where the route says so.
 async fn request_body(
     exchange: &mut Exchange,
@@ -403,74 +271,4 @@ async fn request_body(
             Err(Refusal::Busy)
         }
     }
-}
-
-/// The head as it goes upstream, and the client that it names.
-///
-/// Order matters: what the client's `Connection` lists goes first, then what only the edge may
-/// say, then the operator's edits, and the edge's own headers last, so that nothing replaces them.
-fn outgoing_head(
-    exchange: &mut Exchange,
-    head: &request::Parts,
-    host: &RequestHost,
-    body: &Body,
-    route: &Route,
-    forward: &Forward,
-    upgrade: Option<&Upgrade>,
-) -> Result<(request::Parts, Option<ClientAddr>), Refusal> {
-    let generation = Arc::clone(&exchange.generation);
-    let table = &generation.table;
-    let client = exchange.client.ok_or(Refusal::ClientUnknown)?;
-    let is_local = is_local_person(exchange, head);
-
-    let mut outgoing = Request::new(()).into_parts().0;
-    outgoing.method = head.method.clone();
-    outgoing.uri = upstream_uri(&head.uri, forward.strip.as_ref())?;
-    outgoing.headers.clone_from(&head.headers);
-    let fields = &mut outgoing.headers;
-    headers::clean_request(fields, &table.trust, exchange.is_peer_trusted(), &table.identity_headers);
-    fields.remove(CONTENT_LENGTH);
-    if exchange.request_meter.is_some() && body.size_hint().exact().is_none() {
-        // Said aloud, because hyper takes a GET for bodiless otherwise, and drops what it has.
-        fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    headers::join_cookies(fields);
-    fields.insert(HOST, host.value.clone());
-    headers::edit(fields, &route.headers.request, &exchange.values());
-    if let Some(upgrade) = upgrade {
-        outgoing.method = Method::GET;
-        upgrade.write(fields);
-    }
-    exchange.write_client_certificate(fields);
-    let edge = headers::Edge {
-        client: (!is_local).then_some(client),
-        proto: exchange.scheme(),
-        host: &host.value,
-        port: host.port.unwrap_or_else(|| exchange.default_port()),
-        request_id: &exchange.id,
-        prefix: forward.strip.as_ref().map(|strip| &*strip.prefix),
-    };
-    headers::write_edge(fields, &edge);
-    Ok((outgoing, Some(client)))
-}
-
-/// The one exception (`attribution = "local"`): a person at this machine, on a local name, who
-/// sends no forwarding header. Anything else is told to the gateway as it is.
-fn is_local_person(exchange: &Exchange, head: &request::Parts) -> bool {
-    exchange.site.as_ref().is_some_and(|site| site.attribution == Attribution::Local)
-        && exchange.connection.peer.ip().is_some_and(|ip| ip.is_loopback())
-        && exchange.connection.role.address.is_loopback()
-        && !trust::has_forwarding_header(&head.headers)
-}
-
-/// The target in origin-form, byte for byte; with `strip`, the mount in place of the prefix.
-fn upstream_uri(uri: &Uri, strip: Option<&Strip>) -> Result<Uri, Refusal> {
-    let target = target(uri);
-    let Some(strip) = strip else {
-        let target = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-        return Ok(Uri::from(target));
-    };
-    let rest = target.strip_prefix(&*strip.prefix).unwrap_or(target);
-    let slash = if rest.starts_with('/') { "" } else { "/" };
-    format!("{}{slash}{rest}", strip.mount).parse().map_err(|_| Refusal::AmbiguousPath)
 }

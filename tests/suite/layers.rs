@@ -104,6 +104,13 @@ const TABLE: &[Row] = &[
         "request/exchange",
         &["words", "request", "request/reply", "snapshot", "site", "site/", "policy/", "forward", "access_log"],
     ),
+    (4, "request/host", &["words", "request", "site"]),
+    (4, "request/judge", &["words", "request", "site/policy"]),
+    (
+        4,
+        "request/outgoing",
+        &["words", "request", "request/exchange", "request/host", "request/upgrade", "policy/", "site/"],
+    ),
     (4, "request/reply", &["words", "request/exchange", "site/", "policy/", "forward"]),
     (
         4,
