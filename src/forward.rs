@@ -18,7 +18,7 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::addr::ClientAddr;
 use crate::body::{Body, Meter, MeterState};
@@ -129,9 +129,6 @@ enum Lost {
     Failed(Refusal),
 }
 
-/// Our choice: an endpoint that came back is found within a quarter of a second.
-const HOLD_STEP: Duration = Duration::from_millis(250);
-
 impl Upstreams {
     /// Nothing known yet.
     pub fn new() -> Self {
@@ -153,20 +150,24 @@ impl Upstreams {
         let mut held = None;
         loop {
             let (lost, failure) = match self.send_to_any(request, plan).await? {
-                Sent::Answered(answer) => return Ok(Answer { held, ..*answer }),
+                Sent::Answered(answer) => {
+                    if held.is_some() {
+                        self.pool.live(&plan.upstream.endpoints[0]).queue.let_all_go();
+                    }
+                    return Ok(Answer { held, ..*answer });
+                }
                 Sent::Nowhere(request, failure) => (request, failure),
             };
             let DialError { failure, detail } = failure;
             if hold.is_zero() {
                 return Err(Refusal::Unreachable { failure, detail });
             }
-            if begun.elapsed() + HOLD_STEP > hold {
+            self.tell_held(&detail, hold);
+            if !self.pool.live(&plan.upstream.endpoints[0]).queue.wait(begun + hold).await {
                 return Err(Refusal::Held { detail });
             }
-            self.tell_held(&detail, hold);
-            held = Some(begun.elapsed() + HOLD_STEP);
+            held = Some(begun.elapsed());
             request = *lost;
-            sleep(HOLD_STEP).await;
         }
     }
 

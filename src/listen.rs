@@ -40,7 +40,6 @@ pub struct Gate(Arc<GateState>);
 struct GateState {
     limit: AtomicUsize,
     refused: AtomicU64,
-    panics: AtomicU64,
     reserve: Mutex<Vec<File>>,
     is_reserve_short: AtomicBool,
 }
@@ -67,11 +66,6 @@ impl Gate {
     /// Connections closed here because of the limit or for lack of descriptors.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
-    }
-
-    /// Connections that ended by a fault of ours.
-    pub fn panics(&self) -> u64 {
-        self.0.panics.load(Ordering::Relaxed)
     }
 
     /// Brings the reserve back to its size and says whether that worked.
@@ -256,11 +250,10 @@ impl Door {
         let at = Instant::now();
         let guard = shared.parts.drain.guard(Work::Connection);
         let accepted = Accepted { socket, peer, local, role: role.clone(), at, guard };
-        let (shared, gate) = (shared.clone(), self.gate.clone());
+        let shared = shared.clone();
         spawn_local(async move {
             let serving = AssertUnwindSafe(connection::serve(shared.clone(), accepted)).catch_unwind();
             if let Err(panic) = serving.await {
-                gate.0.panics.fetch_add(1, Ordering::Relaxed);
                 record(&shared, &role, peer, "panic", &panic_text(&*panic), at);
             }
         });

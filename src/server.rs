@@ -283,7 +283,7 @@ impl Server {
         }
         let Cut { requests, tunnels } = cut;
         let gate = &self.parts.gate;
-        let (refused, panics, dropped) = (gate.refused(), gate.panics(), self.parts.log.dropped());
+        let (refused, panics, dropped) = (gate.refused(), self.log.panics(), self.parts.log.dropped());
         tracing::info!(
             event = "drained",
             requests,

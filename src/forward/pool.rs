@@ -7,8 +7,10 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use super::connect::Link;
 use crate::site::SiteTable;
@@ -28,6 +30,8 @@ pub struct Live {
     in_flight: Cell<usize>,
     /// Set after a connection failed: others are preferred until then.
     avoided_until: Cell<Option<Instant>>,
+    /// Requests that are held for an upstream wait at its first endpoint.
+    pub queue: Queue,
     /// TLS towards it, built at the first connection.
     pub tls: OnceCell<Arc<rustls::ClientConfig>>,
 }
@@ -37,6 +41,44 @@ struct Idle {
     link: Link,
     since: Instant,
 }
+
+/// Where held requests wait. One of them at a time asks whether the endpoint is back, for all: a
+/// thousand must not storm a gateway that is about to start.
+#[derive(Debug, Default)]
+pub struct Queue {
+    next_turn: Cell<Option<Instant>>,
+    is_back: Notify,
+}
+
+impl Queue {
+    /// Waits until it is our turn to ask, or somebody has asked with success. False when `until` comes first.
+    pub async fn wait(&self, until: Instant) -> bool {
+        loop {
+            // Registered before anything is awaited, so that no word is missed.
+            let is_back = self.is_back.notified();
+            if Instant::now() + TURN > until {
+                return false;
+            }
+            tokio::select! {
+                () = is_back => return true,
+                () = sleep(TURN) => {}
+            }
+            let now = Instant::now();
+            if self.next_turn.get().is_none_or(|turn| turn <= now) {
+                self.next_turn.set(Some(now + TURN));
+                return true;
+            }
+        }
+    }
+
+    /// The endpoint answers again.
+    pub fn let_all_go(&self) {
+        self.is_back.notify_waiters();
+    }
+}
+
+/// Our choice: an endpoint that came back is found within a quarter of a second.
+const TURN: Duration = Duration::from_millis(250);
 
 /// Counts one request or tunnel at an endpoint until it is dropped.
 #[derive(Debug)]
@@ -132,10 +174,46 @@ impl Live {
 
 /// Our choice: long enough that a dead endpoint does not cost each request a connection attempt,
 /// short enough that its return is used at once.
-const AVOIDED: std::time::Duration = std::time::Duration::from_secs(1);
+const AVOIDED: Duration = Duration::from_secs(1);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_of_many_held_requests_asks_at_a_time() {
+        let queue = Queue::default();
+        let asked = Cell::new(0);
+        let until = Instant::now() + Duration::from_secs(2);
+        let waiting = (0..100).map(|_| async {
+            while queue.wait(until).await {
+                asked.set(asked.get() + 1);
+            }
+        });
+        futures_util::future::join_all(waiting).await;
+        assert!((4..=8).contains(&asked.get()), "{} attempts in two seconds", asked.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_held_requests_go_when_one_has_got_through() {
+        let queue = Queue::default();
+        let begun = Instant::now();
+        let until = begun + Duration::from_secs(15);
+        let asks = async {
+            assert!(queue.wait(until).await, "its turn");
+            // What asking costs; the clock is paused.
+            sleep(Duration::from_millis(1)).await;
+            queue.let_all_go();
+        };
+        let follow = futures_util::future::join_all((0..100).map(|_| queue.wait(until)));
+        let ((), went) = tokio::join!(asks, follow);
+        assert!(went.into_iter().all(|goes| goes));
+        assert!(begun.elapsed() < 2 * TURN, "{:?}", begun.elapsed());
     }
 }

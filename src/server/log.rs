@@ -29,6 +29,7 @@ pub struct Log {
     threshold: Option<reload::Handle<Threshold, Registry>>,
     sink: Arc<Sink>,
     written: Receiver<()>,
+    panics: Arc<AtomicU64>,
 }
 
 impl Log {
@@ -53,14 +54,23 @@ impl Log {
         let subscriber = tracing_subscriber::registry().with(filter).with(Lines(sink.clone()));
         // Only a second log in one process (tests) finds the place taken; its lines go to the first.
         let threshold = tracing::subscriber::set_global_default(subscriber).is_ok().then_some(threshold);
-        std::panic::set_hook(Box::new(|panic| {
+        // Every panic passes here: of a connection, of a stream over HTTP/2, of a tunnel.
+        let panics = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&panics);
+        std::panic::set_hook(Box::new(move |panic| {
+            counted.fetch_add(1, Ordering::Relaxed);
             let location = panic.location().map(ToString::to_string);
             let why = panic.payload_as_str().unwrap_or("no message");
             let thread = thread::current();
             let thread = thread.name().unwrap_or("unnamed");
             tracing::error!(event = "panic", why, location, thread, "a fault of ours; please report it");
         }));
-        Self { threshold, sink, written }
+        Self { threshold, sink, written, panics }
+    }
+
+    /// How many faults of ours ended a connection, a stream or a tunnel.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
     }
 
     /// Sets level and form.
