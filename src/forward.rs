@@ -208,7 +208,8 @@ impl Upstreams {
                 }
             }
             let tls = tls_of(endpoint, &live)?;
-            match connect::dial(endpoint, tls, plan.timeouts.connect).await {
+            // Boxed, as what is rare: every request would have to have room for it.
+            match Box::pin(connect::dial(endpoint, tls, plan.timeouts.connect)).await {
                 Ok(link) => match attempt(link, *request, &live, endpoint, plan).await {
                     Ok(answer) => return Ok(Sent::Answered(Box::new(answer))),
                     Err(Lost::Failed(refusal)) => return Err(refusal),

@@ -9,9 +9,9 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 
 use crate::body::Body;
 
@@ -338,7 +338,7 @@ impl Failure {
 #[derive(Debug)]
 pub struct Asker<'a> {
     /// The request's `Accept`.
-    pub headers: &'a HeaderMap,
+    pub accept: Option<&'a HeaderValue>,
     /// The version of the request.
     pub version: Version,
     /// The request ID.
@@ -357,7 +357,7 @@ pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
     });
     let near = near.as_deref();
     let id = asker.request_id.to_str().unwrap_or_default();
-    let (content_type, body) = match Form::wanted(asker.headers) {
+    let (content_type, body) = match Form::wanted(asker.accept) {
         Form::Html => ("text/html; charset=utf-8", html(status, code, message, near, id)),
         Form::Json => ("application/json", json(code, message, near, id)),
         Form::Text => ("text/plain; charset=utf-8", text(status, code, message, near, id)),
@@ -431,8 +431,8 @@ enum Form {
 impl Form {
     /// The form with the highest weight in `Accept`, the first among equals (RFC 9110 12.5.1). A
     /// range with a `*` does not ask for a form: plain text suits it, and curl.
-    fn wanted(headers: &HeaderMap) -> Self {
-        let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    fn wanted(accept: Option<&HeaderValue>) -> Self {
+        let accept = accept.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let mut best = (0.0, Self::Text);
         for range in accept.split(',') {
             let mut parts = range.split(';').map(str::trim);
@@ -515,12 +515,10 @@ mod tests {
     use super::*;
 
     fn answer(refusal: &Refusal, accept: &'static str, is_near: bool) -> Response<Body> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(accept));
         respond(
             refusal,
             &Asker {
-                headers: &headers,
+                accept: Some(&HeaderValue::from_static(accept)),
                 version: Version::HTTP_11,
                 request_id: &HeaderValue::from_static("r1"),
                 is_near,

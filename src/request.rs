@@ -105,7 +105,7 @@ pub async fn serve(
     let decided = answer(&mut exchange, &mut head, incoming).await;
     match decided {
         Ok(reply) => exchange.finish(reply),
-        Err(refusal) => exchange.refuse(refusal, &head.headers),
+        Err(refusal) => exchange.refuse(refusal),
     }
 }
 
@@ -260,7 +260,8 @@ async fn request_body(
     if !forward.collect_request {
         return Ok(body);
     }
-    match collect(body).await {
+    // Boxed, as what is rare: every request would have to have room for it.
+    match Box::pin(collect(body)).await {
         Ok(collected) => Ok(Body::Collected(Box::new(collected))),
         Err(CollectError::Body(BodyError::TooLarge)) => Err(Refusal::BodyTooLarge),
         Err(CollectError::Body(BodyError::Stalled)) => Err(Refusal::BodyTimeout),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    HOST, ORIGIN, REFERER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
-    USER_AGENT,
+    ACCEPT, HOST, ORIGIN, REFERER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
 
@@ -69,6 +69,8 @@ pub struct Notes {
     pub origin: Option<HeaderValue>,
     /// The endpoint that answered, and our port.
     pub endpoint: Option<(Arc<str>, Option<u16>)>,
+    /// `Accept`, for an answer of ours.
+    accept: Option<HeaderValue>,
     referer: Option<HeaderValue>,
     /// The forwarded chain as a trusted hop sent it.
     chain: Option<String>,
@@ -110,17 +112,21 @@ impl Exchange {
         let is_peer_trusted = generation.table.trust.proxies.has_peer(connection.peer);
         carrier.begun();
         let fields = &head.headers;
+        // What only a record needs is kept only for one.
+        let is_on = parts.log.is_on();
+        let keep = |name| fields.get(name).filter(|_| is_on).cloned();
         let authority = || head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
         let notes = Notes {
             begun: Instant::now(),
             method: head.method.clone(),
             uri: head.uri.clone(),
             host: fields.get(HOST).cloned().or_else(authority),
-            agent: fields.get(USER_AGENT).cloned(),
-            origin: fields.get(ORIGIN).cloned(),
+            agent: keep(USER_AGENT),
+            origin: keep(ORIGIN),
             endpoint: None,
-            referer: fields.get(REFERER).cloned(),
-            chain: is_peer_trusted.then(|| trust::chain_text(fields)).flatten(),
+            accept: fields.get(ACCEPT).cloned(),
+            referer: keep(REFERER),
+            chain: (is_on && is_peer_trusted).then(|| trust::chain_text(fields)).flatten(),
             hops: 0,
             proto: None,
             is_peer_trusted,
@@ -225,12 +231,11 @@ impl Exchange {
     }
 
     /// The response to a refused request.
-    pub fn refuse(mut self, refusal: Refusal, fields: &HeaderMap) -> Response<Body> {
+    pub fn refuse(mut self, refusal: Refusal) -> Response<Body> {
         let is_near = self.client.is_some_and(ClientAddr::is_near);
-        let mut response = refusal::respond(
-            &refusal,
-            &Asker { headers: fields, version: self.carrier.version(), request_id: &self.id, is_near },
-        );
+        let version = self.carrier.version();
+        let asker = Asker { accept: self.notes.accept.as_ref(), version, request_id: &self.id, is_near };
+        let mut response = refusal::respond(&refusal, &asker);
         if let Some(route) = &self.route {
             reply::replace_page(&mut response, route);
         }

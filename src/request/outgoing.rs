@@ -22,7 +22,7 @@ use crate::site::route::{Forward, Route, Strip};
 /// say, then the operator's edits, and the edge's own headers last, so that nothing replaces them.
 pub(super) fn outgoing_head(
     exchange: &Exchange,
-    head: &request::Parts,
+    head: &mut request::Parts,
     host: &RequestHost,
     client: ClientAddr,
     route: &Route,
@@ -35,7 +35,7 @@ pub(super) fn outgoing_head(
     let mut outgoing = Request::new(()).into_parts().0;
     outgoing.method = head.method.clone();
     outgoing.uri = upstream_uri(&head.uri, forward.strip.as_ref())?;
-    outgoing.headers.clone_from(&head.headers);
+    outgoing.headers = std::mem::take(&mut head.headers);
     let fields = &mut outgoing.headers;
     headers::clean_request(fields, &table.trust, exchange.is_peer_trusted(), &table.identity_headers);
     fields.remove(CONTENT_LENGTH);
