@@ -189,7 +189,7 @@ fn trust(file: &FileArg, export: Option<&Path>) -> io::Result<Exit> {
     // Without a file `run --host localhost` serves, and its authority is meant.
     let storage = match path(file) {
         Ok(path) => match config::load(&path) {
-            Ok(loaded) => loaded.table.storage,
+            Ok(loaded) => loaded.table.edge.storage,
             Err(report) => {
                 print_report(&report)?;
                 return Ok(Exit::WrongInput);
@@ -211,7 +211,7 @@ fn rollback(file: &FileArg, storage: Option<&Path>, is_list: bool, choice: Optio
     let path = path(file)?;
     // The file may be the broken one that is to be replaced: then what it says of `storage` is enough.
     let storage = storage.map(Path::to_owned).unwrap_or_else(|| match config::load(&path) {
-        Ok(loaded) => loaded.table.storage,
+        Ok(loaded) => loaded.table.edge.storage,
         Err(_) => config::storage_named_in(&path).unwrap_or_else(config::default_storage),
     });
     let mut out = anstream::stdout();

@@ -313,9 +313,9 @@ mod tests {
             upstream = "127.0.0.1:1"
             "#,
         );
-        let http: Vec<String> = table.listeners[0].http.iter().map(ListenAddr::to_string).collect();
+        let http: Vec<String> = table.edge.listeners[0].http.iter().map(ListenAddr::to_string).collect();
         assert_eq!(http, ["127.0.0.1:80", "systemd:http", "systemd:web", "unix:/run/h.sock"]);
-        assert_eq!(table.listeners[0].https[1], ListenAddr::Systemd("https".into()));
+        assert_eq!(table.edge.listeners[0].https[1], ListenAddr::Systemd("https".into()));
         assert_eq!(table.listener(site(&table, "admin.internal").listener).name.as_deref(), Some("admin"));
         let (a, star) = (site(&table, "a.internal"), site(&table, "z.internal"));
         let policy = |site: &Site| site.tls.as_ref().map(|tls| Arc::clone(&tls.policy)).expect("TLS");
@@ -324,8 +324,8 @@ mod tests {
         assert_eq!(a.tls.as_ref().map(|tls| &tls.certificate), Some(&CertificateSource::Local));
         assert!(site(&table, "localhost").tls.is_none());
         assert!(table.find("b.internal").expect("the alias").is_redirected_alias);
-        assert!(table.trust.proxies.unix);
-        assert_eq!(table.trust.strip, ["x-auth-".into(), "x-scope".into()] as [Box<str>; 2]);
+        assert!(table.edge.trust.proxies.unix);
+        assert_eq!(table.edge.trust.strip, ["x-auth-".into(), "x-scope".into()] as [Box<str>; 2]);
         let Action::Forward(forward) = &route(a, "/").action else { unreachable!("it forwards") };
         assert_eq!(forward.upstream.endpoints[0].address, EndpointAddr::Name("up.example.com".into(), 443));
         assert_eq!(forward.upstream.endpoints[0].tls.as_ref().map(|tls| &*tls.server_name), Some("up.example.com"));
@@ -336,7 +336,7 @@ mod tests {
     fn flags_serve_local_names_as_local_only() {
         let local = from_flags("claw.localhost", "127.0.0.1:1").map_err(|r| r.to_text(false)).expect("no faults").table;
         assert_eq!(local.sites()[0].attribution, Attribution::Local);
-        assert!(local.listeners[0].http.iter().chain(&local.listeners[0].https).all(ListenAddr::is_loopback));
+        assert!(local.edge.listeners[0].http.iter().chain(&local.edge.listeners[0].https).all(ListenAddr::is_loopback));
         let internal =
             from_flags("claw.internal", "127.0.0.1:1").map_err(|r| r.to_text(false)).expect("no faults").table;
         assert_eq!(internal.sites()[0].attribution, Attribution::Client);

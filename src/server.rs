@@ -79,15 +79,15 @@ impl Server {
     pub async fn start(source: Input, machine: Machine, log: Log) -> Result<Self, StartError> {
         let began = Instant::now();
         let mut loaded = load(source.clone()).await?;
-        log.configure(&loaded.table.log);
+        log.configure(&loaded.table.edge.log);
         warn_of(&loaded, &log);
         let certs = Arc::new(CertStore::new());
         let policies = Arc::new(Policies::new(certs.clone()));
         let certificates = prepare(&loaded.table, &certs, &policies).await?;
-        let limit = connection_limit(&loaded.table.process, machine.descriptors);
-        let workers = worker_count(&loaded.table.process);
+        let limit = connection_limit(&loaded.table.edge.process, machine.descriptors);
+        let workers = worker_count(&loaded.table.edge.process);
         let opened = doors::open(addresses::wanted(&loaded.table), workers, &machine.adopted, &[])?;
-        let (access_log, writer) = AccessLog::start(&loaded.table.log).map_err(StartError::AccessLog)?;
+        let (access_log, writer) = AccessLog::start(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
 
         certificates.publish(&certs);
         Doors::default().settle(&mut loaded.table, &opened);
@@ -142,19 +142,19 @@ impl Server {
         let certificates = prepare(&loaded.table, &self.certs, &self.parts.policies).await?;
         let plan = addresses::plan(self.doors.roles(), addresses::wanted(&loaded.table));
         let opened = self.doors.open(plan.open, &self.machine.adopted)?;
-        if old.table.log != loaded.table.log {
-            self.parts.log.reconfigure(&loaded.table.log).map_err(StartError::AccessLog)?;
+        if old.table.edge.log != loaded.table.edge.log {
+            self.parts.log.reconfigure(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
         }
 
         // From here nothing fails.
-        self.log.configure(&loaded.table.log);
+        self.log.configure(&loaded.table.edge.log);
         warn_of(&loaded, &self.log);
         self.doors.settle(&mut loaded.table, &opened);
-        self.parts.gate.set_limit(connection_limit(&loaded.table.process, self.machine.descriptors));
+        self.parts.gate.set_limit(connection_limit(&loaded.table.edge.process, self.machine.descriptors));
         let kept = plan.keep.len() + plan.change.len();
         let (connections, tunnels) = self.open_work();
         let changes = diff::summary(&old.table, &loaded.table);
-        if old.table.process.workers != loaded.table.process.workers {
+        if old.table.edge.process.workers != loaded.table.edge.process.workers {
             tracing::warn!(
                 event = "restart_needed",
                 key = "process.workers",
@@ -228,7 +228,7 @@ impl Server {
     /// Stops accepting and lets work end: requests within `grace`, then tunnels within
     /// `tunnel_grace`, then tunnels are told 1001. Says what was cut.
     pub async fn drain(&mut self) -> Cut {
-        let process = self.parts.snapshot.current().table.process.clone();
+        let process = self.parts.snapshot.current().table.edge.process.clone();
         let drain = self.parts.drain.clone();
         let requests_until = Instant::now() + process.grace;
         // The phase first: what the emptied queues bring is answered with `Connection: close`.
@@ -261,7 +261,7 @@ impl Server {
 
     /// The longest time that `drain` and `stop` may take together.
     pub fn patience(&self) -> Duration {
-        let process = &self.parts.snapshot.current().table.process;
+        let process = &self.parts.snapshot.current().table.edge.process;
         process.grace + process.tunnel_grace + 3 * GOODBYE
     }
 
@@ -319,7 +319,7 @@ impl Server {
     fn keep_history(&self, sources: &[history::Source]) {
         let current = self.parts.snapshot.current();
         let table = &current.table;
-        if let Err(error) = history::keep(&table.storage, sources, table.process.history) {
+        if let Err(error) = history::keep(&table.edge.storage, sources, table.edge.process.history) {
             tracing::warn!(event = "history", "{error}: `tidegate rollback` will not know this configuration");
         }
     }
@@ -475,7 +475,9 @@ pub(crate) mod tests {
     };
     use crate::site::route::{Action, Condition, Forward, Route, RouteTable};
     use crate::site::upstream::{Balance, Endpoint, EndpointAddr, Upstream};
-    use crate::site::{AccessOutput, Foundation, Listener, ListenerId, LogLevel, LogPolicy, Site, SiteTls, UnknownSni};
+    use crate::site::{
+        AccessOutput, EdgeSettings, Listener, ListenerId, LogLevel, LogPolicy, Site, SiteTls, UnknownSni,
+    };
 
     /// A site that sends everything to 127.0.0.1:18789.
     pub(crate) fn site(host: &str) -> Site {
@@ -533,7 +535,7 @@ pub(crate) mod tests {
             request_head_timeout: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(75),
         };
-        let foundation = Foundation {
+        let edge = EdgeSettings {
             listeners: vec![listener],
             trust: crate::site::policy::Trust::default(),
             unknown_sni: UnknownSni::Reject,
@@ -553,7 +555,7 @@ pub(crate) mod tests {
             },
             storage: std::path::PathBuf::from("/var/lib/tidegate"),
         };
-        SiteTable::new(foundation, sites.into_iter().map(Arc::new).collect()).expect("no name twice")
+        SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("no name twice")
     }
 
     /// A table with these addresses and the site `localhost`.
@@ -568,7 +570,7 @@ pub(crate) mod tests {
 
     #[test]
     fn connections_stay_below_the_file_limit() {
-        let mut process = table(&[], &[]).process;
+        let mut process = table(&[], &[]).edge.process;
         for (wanted, descriptors, expected) in
             [(None, 1024, 480), (None, 10, 1), (Some(100), 1024, 100), (Some(100_000), 1024, 480)]
         {

@@ -21,18 +21,8 @@ use route::RouteTable;
 /// One compiled configuration.
 #[derive(Clone, Debug)]
 pub struct SiteTable {
-    /// Listeners: the default one first, then the extra ones.
-    pub listeners: Vec<Listener>,
-    /// Whose word is taken.
-    pub trust: Trust,
-    /// What to do with a handshake for a name that no site has.
-    pub unknown_sni: UnknownSni,
-    /// Logging.
-    pub log: LogPolicy,
-    /// Limits of the process.
-    pub process: ProcessPolicy,
-    /// Directory of the local CA and of kept configurations.
-    pub storage: PathBuf,
+    /// What is said of the edge itself.
+    pub edge: EdgeSettings,
     /// Request headers that carry a client certificate's subject on some site: no client may send one.
     pub identity_headers: Vec<HeaderName>,
     /// The largest head that any route takes: the bound before the route is known.
@@ -207,20 +197,20 @@ pub struct DuplicateHost {
     pub host: HostPattern,
 }
 
-/// All that a table is made of but its sites.
+/// What a configuration says of the edge itself, apart from its sites.
 #[derive(Clone, Debug)]
-pub struct Foundation {
-    /// See `SiteTable`.
+pub struct EdgeSettings {
+    /// Listeners: the default one first, then the extra ones.
     pub listeners: Vec<Listener>,
-    /// See `SiteTable`.
+    /// Whose word is taken.
     pub trust: Trust,
-    /// See `SiteTable`.
+    /// What to do with a handshake for a name that no site has.
     pub unknown_sni: UnknownSni,
-    /// See `SiteTable`.
+    /// Logging.
     pub log: LogPolicy,
-    /// See `SiteTable`.
+    /// Limits of the process.
     pub process: ProcessPolicy,
-    /// See `SiteTable`.
+    /// Directory of the local CA and of kept configurations.
     pub storage: PathBuf,
 }
 
@@ -229,7 +219,7 @@ impl SiteTable {
     ///
     /// # Errors
     /// When two sites claim one name.
-    pub fn new(foundation: Foundation, sites: Vec<Arc<Site>>) -> Result<Self, DuplicateHost> {
+    pub fn new(edge: EdgeSettings, sites: Vec<Arc<Site>>) -> Result<Self, DuplicateHost> {
         let mut hosts = HashMap::new();
         let mut wildcards = HashMap::new();
         for (index, site) in sites.iter().enumerate() {
@@ -250,20 +240,7 @@ impl SiteTable {
             bytes: limits().map(|limits| limits.header_bytes).max().unwrap_or_default(),
             fields: limits().map(|limits| limits.headers).max().unwrap_or_default(),
         };
-        let Foundation { listeners, trust, unknown_sni, log, process, storage } = foundation;
-        Ok(Self {
-            listeners,
-            trust,
-            unknown_sni,
-            log,
-            process,
-            storage,
-            identity_headers,
-            largest_head,
-            sites,
-            hosts,
-            wildcards,
-        })
+        Ok(Self { edge, identity_headers, largest_head, sites, hosts, wildcards })
     }
 
     /// All sites, in the order of the file.
@@ -284,12 +261,12 @@ impl SiteTable {
 
     /// The listener that a bound address belongs to, if it is still configured.
     pub fn listener_of(&self, role: &Role) -> Option<ListenerId> {
-        self.listeners.iter().position(|listener| listener.name == role.listener).map(ListenerId)
+        self.edge.listeners.iter().position(|listener| listener.name == role.listener).map(ListenerId)
     }
 
     /// The listener of a site.
     pub fn listener(&self, id: ListenerId) -> &Listener {
-        &self.listeners[id.0]
+        &self.edge.listeners[id.0]
     }
 }
 

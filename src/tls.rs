@@ -168,7 +168,7 @@ impl<'t> Choice<'t> {
             None => local.and_then(|ip| HostName::parse(&ip.to_canonical().to_string()).ok()),
         };
         let found = named.and_then(|name| Self::of(table, listener, name.as_str()));
-        found.or_else(|| match &table.unknown_sni {
+        found.or_else(|| match &table.edge.unknown_sni {
             UnknownSni::Reject => None,
             UnknownSni::Site(name) => Self::of(table, listener, name.as_str()),
         })

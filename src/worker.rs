@@ -246,7 +246,7 @@ mod tests {
     impl Bench {
         fn new(limit: usize) -> Self {
             let table = table(&["127.0.0.1:0"], &[]);
-            let (log, _writer) = AccessLog::start(&table.log).expect("nothing is opened");
+            let (log, _writer) = AccessLog::start(&table.edge.log).expect("nothing is opened");
             let parts = Parts {
                 snapshot: Arc::new(Snapshot::new(table)),
                 policies: Arc::new(Policies::new(Arc::new(CertStore::new()))),

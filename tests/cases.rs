@@ -305,7 +305,7 @@ fn flags_make_a_local_gateway_without_a_file() {
     let other = config::from_flags("claw.internal", "127.0.0.1:18789")
         .map_err(|report| report.to_text(false))
         .expect("no faults");
-    assert_eq!(other.table.listeners[0].https.len(), 2);
+    assert_eq!(other.table.edge.listeners[0].https.len(), 2);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use super::values::{List, Map, Period, Timeout};
 use crate::addr::{HostName, HostPattern};
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{
-    AccessOutput, Foundation, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks,
+    AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks,
 };
 use listen::Listeners;
 use text::Fault;
@@ -39,11 +39,11 @@ const LONG: Duration = Duration::from_secs(600);
 pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
     let mut compiler =
         Compiler { main, presets: Presets::new(), report, policies: Vec::new(), profile: TlsProfile::default() };
-    let (foundation, sites, effective) = compiler.file(file);
+    let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
         return None;
     }
-    match SiteTable::new(foundation, sites) {
+    match SiteTable::new(edge, sites) {
         Ok(table) => Some((table, effective)),
         Err(duplicate) => {
             // Found with its places above; this is the last line of defence.
@@ -66,7 +66,7 @@ struct Compiler<'r> {
 
 impl Compiler<'_> {
     /// The whole file.
-    fn file(&mut self, file: &File) -> (Foundation, Vec<Arc<crate::site::Site>>, Effective) {
+    fn file(&mut self, file: &File) -> (EdgeSettings, Vec<Arc<crate::site::Site>>, Effective) {
         if let Some(version) = &file.version
             && version.value.0 != 1
         {
@@ -98,7 +98,7 @@ impl Compiler<'_> {
             effective.storage(&storage);
         }
         let listeners = listeners.into_list();
-        (Foundation { listeners, trust, unknown_sni, log, process, storage }, sites, effective)
+        (EdgeSettings { listeners, trust, unknown_sni, log, process, storage }, sites, effective)
     }
 
     /// Adds a diagnostic.

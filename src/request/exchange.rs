@@ -109,7 +109,7 @@ impl Exchange {
         head: &request::Parts,
     ) -> Self {
         let generation = parts.snapshot.keep();
-        let is_peer_trusted = generation.table.trust.proxies.has_peer(connection.peer);
+        let is_peer_trusted = generation.table.edge.trust.proxies.has_peer(connection.peer);
         carrier.begun();
         let fields = &head.headers;
         // What only a record needs is kept only for one.
@@ -159,7 +159,7 @@ impl Exchange {
 
     /// Finds out who asks.
     pub fn resolve_client(&mut self, table: &SiteTable, fields: &HeaderMap) {
-        let resolved = trust::resolve(&table.trust, self.connection.peer, fields);
+        let resolved = trust::resolve(&table.edge.trust, self.connection.peer, fields);
         self.client = resolved.as_ref().map(|client| client.addr);
         if let Some(client) = resolved {
             self.notes.hops = client.hops;

@@ -37,7 +37,7 @@ pub(super) fn outgoing_head(
     outgoing.uri = upstream_uri(&head.uri, forward.strip.as_ref())?;
     outgoing.headers = std::mem::take(&mut head.headers);
     let fields = &mut outgoing.headers;
-    headers::clean_request(fields, &table.trust, exchange.is_peer_trusted(), &table.identity_headers);
+    headers::clean_request(fields, &table.edge.trust, exchange.is_peer_trusted(), &table.identity_headers);
     fields.remove(CONTENT_LENGTH);
     headers::join_cookies(fields);
     fields.insert(HOST, host.value.clone());

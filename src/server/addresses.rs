@@ -42,7 +42,7 @@ pub(crate) struct Plan {
 /// All addresses of a configuration, in its order.
 pub(crate) fn wanted(table: &SiteTable) -> Vec<Wanted> {
     let mut all: Vec<Wanted> = Vec::new();
-    for listener in &table.listeners {
+    for listener in &table.edge.listeners {
         for (addresses, is_tls) in [(&listener.http, false), (&listener.https, true)] {
             for (nth, address) in addresses.iter().enumerate() {
                 let nth = addresses[..nth].iter().filter(|earlier| *earlier == address).count();
@@ -63,7 +63,7 @@ pub(crate) fn wanted(table: &SiteTable) -> Vec<Wanted> {
 /// the status must name the port that the system chose.
 /// One name of the service manager may have become several addresses.
 pub(crate) fn settle(table: &mut SiteTable, real: impl Fn(&Key) -> Vec<ListenAddr>) {
-    for listener in &mut table.listeners {
+    for listener in &mut table.edge.listeners {
         let name = listener.name.clone();
         for (addresses, is_tls) in [(&mut listener.http, false), (&mut listener.https, true)] {
             let configured = std::mem::take(addresses);
@@ -156,7 +156,7 @@ mod tests {
             vec![ListenAddr::Tcp(port.parse().expect("a socket address"))]
         });
         let shown = |addresses: &[ListenAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(shown(&settled.listeners[0].http), ["127.0.0.1:1"]);
-        assert_eq!(shown(&settled.listeners[0].https), ["127.0.0.1:2", "127.0.0.1:443"]);
+        assert_eq!(shown(&settled.edge.listeners[0].http), ["127.0.0.1:1"]);
+        assert_eq!(shown(&settled.edge.listeners[0].https), ["127.0.0.1:2", "127.0.0.1:443"]);
     }
 }

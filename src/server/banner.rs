@@ -66,7 +66,7 @@ fn site_rows(site: &Site, table: &SiteTable) -> Vec<Row> {
 
 /// One row for each cleartext port of the default listener.
 fn redirects(table: &SiteTable) -> Vec<Row> {
-    let Some(listener) = table.listeners.first() else { return Vec::new() };
+    let Some(listener) = table.edge.listeners.first() else { return Vec::new() };
     let host = table.sites().iter().find(|site| site.tls.is_some()).map(|site| site.label.clone());
     let Some(host) = host else { return Vec::new() };
     let row = |place| vec![url("http", &host, place), "redirects to https".into()];

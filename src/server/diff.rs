@@ -44,15 +44,16 @@ fn listed(names: &[String], between: &str) -> String {
 /// Differences outside the sites.
 fn process_changes(old: &SiteTable, new: &SiteTable) -> Vec<String> {
     let deadlines = |table: &SiteTable| {
-        let of = table.listeners.iter().map(|l| (l.handshake_timeout, l.request_head_timeout, l.keep_alive_timeout));
+        let of =
+            table.edge.listeners.iter().map(|l| (l.handshake_timeout, l.request_head_timeout, l.keep_alive_timeout));
         of.collect::<Vec<_>>()
     };
     let parts = [
-        ("trust", differ(&old.trust, &new.trust)),
-        ("unknown_sni", differ(&old.unknown_sni, &new.unknown_sni)),
-        ("log", old.log != new.log),
-        ("process", old.process != new.process),
-        ("storage", old.storage != new.storage),
+        ("trust", differ(&old.edge.trust, &new.edge.trust)),
+        ("unknown_sni", differ(&old.edge.unknown_sni, &new.edge.unknown_sni)),
+        ("log", old.edge.log != new.edge.log),
+        ("process", old.edge.process != new.edge.process),
+        ("storage", old.edge.storage != new.edge.storage),
         ("connection deadlines", deadlines(old) != deadlines(new)),
     ];
     parts.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| format!("~ {name}")).collect()
@@ -200,8 +201,8 @@ mod tests {
     fn what_is_outside_the_sites_is_named_too() {
         let old = table_of(vec![site("a.test")]);
         let mut new = old.clone();
-        new.process.grace = Duration::from_secs(1);
-        new.trust.proxies.unix = true;
+        new.edge.process.grace = Duration::from_secs(1);
+        new.edge.trust.proxies.unix = true;
         assert_eq!(summary(&old, &new), "~ trust, ~ process");
     }
 

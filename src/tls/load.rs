@@ -54,7 +54,7 @@ pub fn load_all(table: &SiteTable, certs: &CertStore) -> Result<Loaded, Vec<TlsE
             },
             // One broken authority is one fault, however many sites use it.
             CertificateSource::Local if is_authority_broken => continue,
-            CertificateSource::Local => opened(&mut authority, &table.storage)
+            CertificateSource::Local => opened(&mut authority, &table.edge.storage)
                 .inspect_err(|_| is_authority_broken = true)
                 .and_then(|ca| local_ca::leaf_for(ca, site, certs, now)),
         };

@@ -266,7 +266,7 @@ fn renew_due(table: &SiteTable, certs: &CertStore, now: OffsetDateTime) -> Resul
     if due.is_empty() {
         return Ok(0);
     }
-    let ca = LocalCa::open(&table.storage)?;
+    let ca = LocalCa::open(&table.edge.storage)?;
     for site in &due {
         let patterns = patterns(site);
         certs.renew(&patterns, &ca.leaf_at(&patterns, now).map_err(|error| error.for_site(&site.label))?);

@@ -21,7 +21,7 @@ use crate::addr::{HostName, HostPattern};
 use crate::site::policy::{Alpn, Attribution, CertificateSource, TlsPolicy, TlsProfile, Trust};
 use crate::site::route::RouteTable;
 use crate::site::{
-    AccessOutput, Foundation, Listener, ListenerId, LogLevel, LogPolicy, ProcessPolicy, Site, SiteTable, SiteTls,
+    AccessOutput, EdgeSettings, Listener, ListenerId, LogLevel, LogPolicy, ProcessPolicy, Site, SiteTable, SiteTls,
     UnknownSni,
 };
 
@@ -80,7 +80,7 @@ pub(super) fn table(storage: &Path, unknown_sni: UnknownSni, sites: Vec<Site>) -
         max_connections: None,
         workers: None,
     };
-    let foundation = Foundation {
+    let edge = EdgeSettings {
         listeners: vec![listener.clone(), Listener { name: Some("vpn".into()), ..listener }],
         trust: Trust::default(),
         unknown_sni,
@@ -88,7 +88,7 @@ pub(super) fn table(storage: &Path, unknown_sni: UnknownSni, sites: Vec<Site>) -
         process,
         storage: storage.to_owned(),
     };
-    SiteTable::new(foundation, sites.into_iter().map(Arc::new).collect()).expect("a table")
+    SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("a table")
 }
 
 /// Sites with local certificates, in force.
