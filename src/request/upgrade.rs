@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 
 use super::exchange::Exchange;
 use super::reply::{self, Reply};
-use super::{Carrier, ClientSide, Parts, target};
+use super::{ClientSide, Parts, target};
 use crate::access_log::{Amounts, TunnelRecord};
 use crate::addr::{ClientAddr, PeerAddr};
 use crate::body::Body;
@@ -32,9 +32,7 @@ use crate::forward::pool::InFlight;
 use crate::forward::tunnel::{self, End, Outcome};
 use crate::forward::{Answer, Lease};
 use crate::refusal::{Failure, Refusal};
-use crate::site::Site;
 use crate::site::route::Forward;
-use crate::snapshot::Generation;
 
 /// A request for a tunnel.
 #[derive(Debug)]
@@ -186,13 +184,13 @@ fn endpoint_end(upgraded: Upgraded) -> Option<End<EndpointStream>> {
 /// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
 /// header value would keep the whole head in memory for days.
 struct Ticket {
-    generation: Arc<Generation>,
+    /// Its number alone: a tunnel of days must not keep a whole old configuration in memory.
+    generation: u64,
     parts: Rc<Parts>,
-    carrier: Rc<dyn Carrier>,
     client: Option<ClientAddr>,
     peer: PeerAddr,
     idle: Duration,
-    site: Arc<Site>,
+    site: Arc<str>,
     texts: Box<Texts>,
     /// Taken before the 101 is sent: a drain that begins in between does not lose the tunnel.
     _guard: Guard,
@@ -208,6 +206,7 @@ struct Texts {
     origin: Option<HeaderValue>,
     upstream: Arc<str>,
     via_port: Option<u16>,
+    over: &'static str,
 }
 
 impl Ticket {
@@ -222,15 +221,15 @@ impl Ticket {
             origin: owned(notes.origin.as_ref()),
             upstream: Arc::clone(&lease.endpoint().label),
             via_port: lease.via_port(),
+            over: if exchange.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
         };
         Some(Self {
-            generation: Arc::clone(&exchange.generation),
+            generation: exchange.generation.number,
             parts: Rc::clone(&exchange.parts),
-            carrier: Rc::clone(&exchange.carrier),
             client: exchange.client,
             peer: exchange.connection.peer,
             idle: exchange.route.as_ref()?.timeouts.idle,
-            site: Arc::clone(exchange.site.as_ref()?),
+            site: Arc::clone(&exchange.site.as_ref()?.label),
             texts: Box::new(texts),
             _guard: exchange.parts.drain.guard(Work::Tunnel),
             _in_flight: lease.into_in_flight(),
@@ -258,10 +257,10 @@ impl Ticket {
         let texts = &self.texts;
         self.parts.log.tunnel(&TunnelRecord {
             id: &texts.id,
-            site: Some(&self.site.label),
+            site: Some(&self.site),
             client: self.client,
             peer: self.peer,
-            over: if self.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
+            over: texts.over,
             host: texts.host.as_ref(),
             target: &texts.target,
             ua: texts.agent.as_ref(),
@@ -275,7 +274,7 @@ impl Ticket {
             ended_by: &outcome.ended_by.to_string(),
             how: &outcome.how.to_string(),
             idle: outcome.idle,
-            generation: self.generation.number,
+            generation: self.generation,
         });
     }
 }
