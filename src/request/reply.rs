@@ -58,7 +58,8 @@ pub fn prepare(status: StatusCode, fields: &mut HeaderMap, forward: &Forward, ho
         fields.remove(CONTENT_LENGTH);
     }
     if status.is_client_error() || status.is_server_error() {
-        fields.insert(PROXY_STATUS, received_status(status));
+        // RFC 9209 2: a list, to which each hop adds. What hops behind us said stays.
+        fields.append(PROXY_STATUS, received_status(status));
     }
     if is_event_stream(fields) {
         fields.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
@@ -204,7 +205,11 @@ pub fn replace_page(response: &mut Response<Body>, route: &Route) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::site::policy::HostPolicy;
+    use crate::site::upstream::{Balance, Endpoint, EndpointAddr, Upstream};
 
     #[test]
     fn paths_are_mapped_back_below_the_prefix() {
@@ -228,6 +233,29 @@ mod tests {
         assert_eq!(url("https://b.test/app/x"), None);
         let cookie = HeaderValue::from_static("a=1; Path=/app/; Secure");
         assert_eq!(map_cookie(&cookie, &strip), "a=1; Path=/claw/; Secure");
+    }
+
+    #[test]
+    fn what_a_hop_behind_us_said_of_an_error_stays() {
+        let endpoint = Endpoint::new(EndpointAddr::Unix("/run/x".into()), None, Duration::ZERO, 0);
+        let upstream = Upstream {
+            name: "u".into(),
+            endpoints: vec![Arc::new(endpoint)],
+            balance: Balance::default(),
+            hold: Duration::ZERO,
+        };
+        let forward = Forward {
+            upstream: Arc::new(upstream),
+            host: HostPolicy::Preserve,
+            collect_request: false,
+            strip: None,
+            embed: None,
+        };
+        let mut fields = HeaderMap::new();
+        fields.insert(PROXY_STATUS, HeaderValue::from_static("inner;error=connection_refused"));
+        prepare(StatusCode::BAD_GATEWAY, &mut fields, &forward, None);
+        let told: Vec<_> = fields.get_all(PROXY_STATUS).iter().collect();
+        assert_eq!(told, ["inner;error=connection_refused", "tidegate;received-status=502"]);
     }
 
     #[test]
