@@ -170,7 +170,7 @@ impl Arrival {
     /// Requests have their own records; what ended before one, or broke the protocol, gets one here.
     fn conclude(&self, connection: &Connection, ending: &Ending) {
         let requests = connection.requests.get();
-        tracing::debug!(event = "connection", peer = %self.peer, requests, ended = ending.kind, "{}", ending.why);
+        tracing::debug!(event = "connection", peer = %self.peer, requests, ended = ending.kind, "a connection has ended");
         if requests == 0 || ending.is_fault {
             let tls = connection.tls.as_deref();
             let sni = tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str());

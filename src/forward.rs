@@ -159,7 +159,8 @@ impl Upstreams {
                 Sent::Nowhere(request, failure) => (request, failure),
             };
             let DialError { failure, detail } = failure;
-            if hold.is_zero() {
+            // A certificate that is not accepted will not be so by waiting.
+            if hold.is_zero() || failure == Failure::Tls {
                 return Err(Refusal::Unreachable { failure, detail });
             }
             self.tell_held(&detail, hold);
