@@ -7,19 +7,20 @@
 pub mod collect;
 
 use std::cell::Cell;
-use std::fmt;
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use collect::Collected;
 
 /// A body in either direction.
@@ -34,41 +35,12 @@ pub enum Body {
     Stream(Box<Stream>),
     /// A request body that was collected before the upstream was asked.
     Collected(Box<Collected>),
-    /// A response body and what must happen when it has ended.
-    Watched(Box<Watched>),
 }
 
 impl Body {
     /// A body of text or bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self::Full(bytes.into())
-    }
-
-    /// The same body; `watch` is dropped when it has ended or was given up.
-    pub fn watched(self, watch: impl Watch + 'static) -> Self {
-        Self::Watched(Box::new(Watched { body: self, watch: Box::new(watch) }))
-    }
-}
-
-/// What follows a body along its way.
-pub trait Watch {
-    /// Bytes that pass.
-    fn saw(&mut self, data: &Bytes);
-    /// The body has ended as it should.
-    fn ended(&mut self);
-    /// The body broke off.
-    fn failed(&mut self, error: &BodyError);
-}
-
-/// A body with a watch on it.
-pub struct Watched {
-    body: Body,
-    watch: Box<dyn Watch>,
-}
-
-impl fmt::Debug for Watched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").field("body", &self.body).finish_non_exhaustive()
     }
 }
 
@@ -83,10 +55,17 @@ pub enum BodyError {
     Stalled,
     /// The sender went away or broke the framing.
     #[error("the body broke off")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] Box<dyn Error + Send + Sync>),
     /// A collected body could not be read back.
     #[error("a collected body could not be read back")]
     Storage(#[source] io::Error),
+}
+
+impl BodyError {
+    /// It is longer or shorter than it was announced.
+    pub fn wrong_length() -> Self {
+        Self::Broken("the body has another length than announced".into())
+    }
 }
 
 /// How far a streamed body has come; shared by the body and whoever waits for it.
@@ -153,8 +132,7 @@ pub struct Stream {
     silence: Duration,
     /// Trailers are fields too: what no sender may say there is taken out.
     clean_trailers: fn(&mut HeaderMap),
-    /// Made when the body first has to wait, so that a body that is here already costs no timer.
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
     meter: Rc<Meter>,
 }
 
@@ -167,20 +145,7 @@ impl Stream {
         clean_trailers: fn(&mut HeaderMap),
         meter: Rc<Meter>,
     ) -> Self {
-        Self { incoming, limit, silence, clean_trailers, timer: None, meter }
-    }
-
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.silence)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            // The timer is not moved at each piece: it is compared when it fires.
-            let deadline = self.meter.progress() + self.silence;
-            if deadline <= Instant::now() {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
+        Self { incoming, limit, silence, clean_trailers, alarm: Alarm::default(), meter }
     }
 
     fn fail(&self, state: MeterState, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -206,13 +171,15 @@ impl Stream {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.fail(MeterState::Broken, BodyError::Broken(error)),
+            Poll::Ready(Some(Err(error))) => self.fail(MeterState::Broken, BodyError::Broken(error.into())),
             Poll::Ready(None) => {
                 self.meter.set_state(MeterState::Ended);
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                ready!(self.poll_silence(cx));
+                if !self.alarm.is_late(cx, self.meter.progress() + self.silence) {
+                    return Poll::Pending;
+                }
                 self.fail(MeterState::Stalled, BodyError::Stalled)
             }
         }
@@ -232,20 +199,6 @@ impl http_body::Body for Body {
             }
             Self::Stream(stream) => stream.poll_frame(cx),
             Self::Collected(collected) => collected.poll_frame(cx),
-            Self::Watched(watched) => {
-                let Watched { body, watch } = &mut **watched;
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                match &frame {
-                    Some(Ok(frame)) => {
-                        if let Some(data) = frame.data_ref() {
-                            watch.saw(data);
-                        }
-                    }
-                    Some(Err(error)) => watch.failed(error),
-                    None => watch.ended(),
-                }
-                Poll::Ready(frame)
-            }
         }
     }
 
@@ -255,7 +208,6 @@ impl http_body::Body for Body {
             Self::Full(bytes) => bytes.is_empty(),
             Self::Stream(stream) => stream.incoming.is_end_stream(),
             Self::Collected(collected) => collected.remaining() == 0,
-            Self::Watched(watched) => watched.body.is_end_stream(),
         }
     }
 
@@ -265,17 +217,6 @@ impl http_body::Body for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(stream) => stream.incoming.size_hint(),
             Self::Collected(collected) => SizeHint::with_exact(collected.remaining()),
-            Self::Watched(watched) => watched.body.size_hint(),
-        }
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        use http_body::Body as _;
-        // hyper does not poll a body again whose length has been reached.
-        if self.body.is_end_stream() {
-            self.watch.ended();
         }
     }
 }

@@ -4,7 +4,6 @@
 //! deadline, held outside the protocol's code. A connection that never became a request leaves a
 //! record of its own that says why.
 
-pub mod framing;
 pub mod head_gate;
 pub mod http1;
 pub mod http2;

@@ -4,31 +4,38 @@
 //! idempotent method, and only when it was lost on a reused connection before the first response
 //! byte. A request of which nothing was written is not repeated, it is sent: that is always allowed.
 
+pub mod answer;
 pub mod balance;
 pub mod connect;
+pub mod link;
 pub mod pool;
 pub mod tunnel;
+pub mod upload;
 
 use std::cell::Cell;
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use tokio::time::{Instant, sleep_until, timeout};
+use http::{HeaderValue, Request, StatusCode};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{Instant, timeout};
 
 use crate::addr::ClientAddr;
-use crate::body::{Body, Meter, MeterState};
+use crate::body::{Body, BodyError, Meter, MeterState};
 use crate::refusal::{Failure, Refusal};
 use crate::site::SiteTable;
 use crate::site::policy::{HostPolicy, Timeouts};
 use crate::site::upstream::{Endpoint, EndpointAddr, Upstream};
+pub use answer::Answer;
+use answer::{AnswerBody, NoHead};
 use balance::Load;
-use connect::{Busy, DialError, Link};
+use connect::DialError;
+use link::Link;
 use pool::{InFlight, Live, Pool};
+use upload::{Upload, UploadError};
 
 /// All upstreams, as one worker sees them.
 #[derive(Debug, Default)]
@@ -55,62 +62,50 @@ pub struct Plan<'a> {
     pub meter: Option<&'a Rc<Meter>>,
 }
 
-/// A response head, and the connection that its body comes from.
-#[derive(Debug)]
-pub struct Answer {
-    /// How long the request was held before anything took it.
-    pub held: Option<Duration>,
-    /// The response; its framing is sound.
-    pub response: Response<Incoming>,
-    /// Keeps or closes the connection.
-    pub lease: Lease,
-}
-
 /// A connection in use. Dropped, it closes; completed, it serves again.
 #[derive(Debug)]
 pub struct Lease {
     link: Link,
-    busy: Busy,
     live: Rc<Live>,
     endpoint: Arc<Endpoint>,
-    request: Option<Rc<Meter>>,
+    /// Present when the endpoint has answered before all of the request was written.
+    rest: Option<Rest>,
     in_flight: InFlight,
 }
 
+/// The rest of a request, written by a task of its own. Dropped, it is cut off.
+#[derive(Debug)]
+struct Rest {
+    writing: Option<JoinHandle<bool>>,
+    abort: AbortHandle,
+    meter: Option<Rc<Meter>>,
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
 impl Lease {
-    /// The endpoint that answered.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// Our source port.
-    pub fn via_port(&self) -> Option<u16> {
-        self.link.via_port
-    }
-
-    /// The connection has become a tunnel: only its place in the count stays.
-    pub fn into_in_flight(self) -> InFlight {
-        self.busy.release();
-        self.in_flight
+    /// The connection, and the place in the endpoint's count.
+    fn into_parts(self) -> (Link, InFlight) {
+        (self.link, self.in_flight)
     }
 
     /// The response has been read to its end. The connection is kept only if the request was sent
     /// to its end too: otherwise the endpoint would take the rest for the next request.
-    pub fn complete(self) {
-        let Self { mut link, busy, live, endpoint, request, in_flight } = self;
-        if request.as_ref().is_some_and(|meter| meter.state() != MeterState::Ended) {
-            return;
-        }
-        if request.is_none() || link.sender.is_ready() {
-            busy.release();
-            return live.give_back(link, endpoint.max_idle);
-        }
+    fn complete(self) {
+        let Self { link, live, endpoint, rest, in_flight } = self;
+        let Some(mut rest) = rest else { return live.give_back(link, endpoint.max_idle) };
+        let is_all_here = rest.meter.as_ref().is_none_or(|meter| meter.state() == MeterState::Ended);
+        let Some(writing) = rest.writing.take().filter(|_| is_all_here) else { return };
         // All of the request is here, but not all of it is sent. An endpoint that answers early mostly reads
         // the rest; whoever came next would have to wait until it has.
         tokio::task::spawn_local(async move {
+            let _rest = rest;
             let _in_flight = in_flight;
-            if matches!(timeout(UNREAD, link.sender.ready()).await, Ok(Ok(()))) {
-                busy.release();
+            if matches!(timeout(UNREAD, writing).await, Ok(Ok(true))) {
                 live.give_back(link, endpoint.max_idle);
             }
         });
@@ -123,9 +118,9 @@ const UNREAD: Duration = Duration::from_secs(1);
 
 /// How one attempt on one connection failed.
 enum Lost {
-    /// Nothing was written: here is the request again.
-    Unsent(Box<Request<Body>>),
-    /// It may have been seen.
+    /// The connection ended, with the endpoint's answer not begun.
+    Closed(Box<str>),
+    /// It was seen, or is at fault itself.
     Failed(Refusal),
 }
 
@@ -144,31 +139,48 @@ impl Upstreams {
     ///
     /// # Errors
     /// A refusal that says which endpoint failed, and how.
-    pub async fn send(&self, mut request: Request<Body>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
+    pub async fn send(&self, request: Request<Body>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
         let hold = if plan.meter.is_none() { plan.upstream.hold } else { Duration::ZERO };
+        let (head, body) = request.into_parts();
+        let mut upload = Some(Upload::new(head, body));
+        let DialError { failure, detail } = match self.send_to_any(&mut upload, plan).await? {
+            Sent::Answered(answer) => return Ok(answer),
+            Sent::Nowhere(failure) => failure,
+        };
+        // A certificate that is not accepted will not be so by waiting.
+        if hold.is_zero() || failure == Failure::Tls {
+            return Err(Refusal::Unreachable { failure, detail });
+        }
+        // Boxed, as what is rare: every request would have to have room for it.
+        Box::pin(self.hold(upload, plan, hold, detail)).await
+    }
+
+    /// Waits until the upstream is back, and sends the request then.
+    async fn hold(
+        &self,
+        mut upload: Option<Upload>,
+        plan: &Plan<'_>,
+        hold: Duration,
+        mut detail: Box<str>,
+    ) -> Result<Answer, Refusal> {
         let begun = Instant::now();
-        let mut held = None;
+        let live = self.pool.live(&plan.upstream.endpoints[0]);
         loop {
-            let (lost, failure) = match self.send_to_any(request, plan).await? {
-                Sent::Answered(answer) => {
-                    if held.is_some() {
-                        self.pool.live(&plan.upstream.endpoints[0]).queue.let_all_go();
-                    }
-                    return Ok(Answer { held, ..*answer });
-                }
-                Sent::Nowhere(request, failure) => (request, failure),
-            };
-            let DialError { failure, detail } = failure;
-            // A certificate that is not accepted will not be so by waiting.
-            if hold.is_zero() || failure == Failure::Tls {
-                return Err(Refusal::Unreachable { failure, detail });
-            }
             self.tell_held(&detail, hold);
-            if !self.pool.live(&plan.upstream.endpoints[0]).queue.wait(begun + hold).await {
+            if !live.queue.wait(begun + hold).await {
                 return Err(Refusal::Held { detail });
             }
-            held = Some(begun.elapsed());
-            request = *lost;
+            let held = Some(begun.elapsed());
+            match self.send_to_any(&mut upload, plan).await? {
+                Sent::Answered(answer) => {
+                    live.queue.let_all_go();
+                    return Ok(Answer { held, ..answer });
+                }
+                Sent::Nowhere(DialError { failure: failure @ Failure::Tls, detail }) => {
+                    return Err(Refusal::Unreachable { failure, detail });
+                }
+                Sent::Nowhere(failure) => detail = failure.detail,
+            }
         }
     }
 
@@ -186,24 +198,24 @@ impl Upstreams {
     }
 
     /// Tries the endpoints in order until one takes the connection.
-    async fn send_to_any(&self, request: Request<Body>, plan: &Plan<'_>) -> Result<Sent, Refusal> {
+    async fn send_to_any(&self, upload: &mut Option<Upload>, plan: &Plan<'_>) -> Result<Sent, Refusal> {
         let endpoints = &plan.upstream.endpoints;
-        let mut request = Box::new(request);
         let mut last = None;
-        for at in self.order(plan) {
+        for (turn, at) in self.order(plan).enumerate() {
             let endpoint = &endpoints[at];
             let live = self.pool.live(endpoint);
-            set_host(request.headers_mut(), plan.host, endpoint);
+            if let Some(upload) = upload.as_mut().filter(|_| turn == 0 || *plan.host == HostPolicy::Upstream) {
+                upload.write_head(host(plan.host, endpoint).as_ref());
+            }
             if !plan.is_tunnel
                 && let Some(link) = live.take(endpoint)
             {
-                let copy = copy_for_retry(&request, plan);
-                match attempt(link, *request, &live, endpoint, plan).await {
-                    Ok(answer) => return Ok(Sent::Answered(Box::new(answer))),
-                    Err(Lost::Unsent(back)) => request = back,
-                    Err(Lost::Failed(Refusal::Failed { failure: Failure::Closed, detail })) => match copy {
-                        Some(copy) => request = Box::new(copy),
-                        None => return Err(Refusal::Failed { failure: Failure::Closed, detail }),
+                match attempt(link, upload, &live, endpoint, plan).await {
+                    Ok(answer) => return Ok(Sent::Answered(answer)),
+                    // The endpoint gave up an idle connection while we took it for a good one.
+                    Err(Lost::Closed(detail)) => match upload {
+                        Some(upload) if upload.is_unsent() || upload.is_repeatable() => upload.rewind(),
+                        _ => return Err(Refusal::Failed { failure: Failure::Closed, detail }),
                     },
                     Err(Lost::Failed(refusal)) => return Err(refusal),
                 }
@@ -211,14 +223,17 @@ impl Upstreams {
             let tls = tls_of(endpoint, &live)?;
             // Boxed, as what is rare: every request would have to have room for it.
             match Box::pin(connect::dial(endpoint, tls, plan.timeouts.connect)).await {
-                Ok(link) => match attempt(link, *request, &live, endpoint, plan).await {
-                    Ok(answer) => return Ok(Sent::Answered(Box::new(answer))),
+                Ok(link) => match attempt(link, upload, &live, endpoint, plan).await {
+                    Ok(answer) => return Ok(Sent::Answered(answer)),
                     Err(Lost::Failed(refusal)) => return Err(refusal),
-                    Err(Lost::Unsent(back)) => {
-                        request = back;
-                        let detail = format!("{} closed a new connection at once", endpoint.label).into();
-                        last = Some(DialError { failure: Failure::Closed, detail });
-                    }
+                    Err(Lost::Closed(detail)) => match upload {
+                        Some(upload) if upload.is_unsent() => {
+                            upload.rewind();
+                            let detail = format!("{} closed a new connection at once", endpoint.label).into();
+                            last = Some(DialError { failure: Failure::Closed, detail });
+                        }
+                        _ => return Err(Refusal::Failed { failure: Failure::Closed, detail }),
+                    },
                 },
                 Err(error) => {
                     live.avoid();
@@ -226,45 +241,45 @@ impl Upstreams {
                 }
             }
         }
-        let failure = last.unwrap_or(DialError { failure: Failure::Unroutable, detail: "no endpoint".into() });
-        Ok(Sent::Nowhere(request, failure))
+        Ok(Sent::Nowhere(last.unwrap_or(DialError { failure: Failure::Unroutable, detail: "no endpoint".into() })))
     }
 
-    fn order(&self, plan: &Plan<'_>) -> Vec<usize> {
+    fn order(&self, plan: &Plan<'_>) -> impl Iterator<Item = usize> + use<> {
         let endpoints = &plan.upstream.endpoints;
-        if endpoints.len() == 1 {
-            return vec![0];
+        let mut several = Vec::new();
+        if endpoints.len() > 1 {
+            let loads: Vec<Load> = endpoints
+                .iter()
+                .map(|endpoint| {
+                    let live = self.pool.live(endpoint);
+                    Load { in_flight: live.in_flight(), is_avoided: live.is_avoided() }
+                })
+                .collect();
+            let turn = self.turn.get();
+            self.turn.set(turn.wrapping_add(1));
+            several = balance::order(plan.upstream.balance, &loads, turn % endpoints.len(), plan.client);
         }
-        let loads: Vec<Load> = endpoints
-            .iter()
-            .map(|endpoint| {
-                let live = self.pool.live(endpoint);
-                Load { in_flight: live.in_flight(), is_avoided: live.is_avoided() }
-            })
-            .collect();
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        balance::order(plan.upstream.balance, &loads, turn % endpoints.len(), plan.client)
+        // The usual one endpoint needs no list.
+        let one = 0..usize::from(endpoints.len() == 1);
+        one.chain(several)
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "short-lived, and almost always the large one")]
 enum Sent {
-    Answered(Box<Answer>),
-    Nowhere(Box<Request<Body>>, DialError),
+    Answered(Answer),
+    Nowhere(DialError),
 }
 
-fn set_host(headers: &mut HeaderMap, policy: &HostPolicy, endpoint: &Endpoint) {
+/// The `Host` that the endpoint gets in place of the client's.
+fn host(policy: &HostPolicy, endpoint: &Endpoint) -> Option<HeaderValue> {
     match policy {
-        HostPolicy::Preserve => {}
-        HostPolicy::Literal(value) => {
-            headers.insert(HOST, value.clone());
-        }
+        HostPolicy::Preserve => None,
+        HostPolicy::Literal(value) => Some(value.clone()),
         HostPolicy::Upstream => {
             // A path is no authority; `localhost` is what servers on unix sockets expect.
             let name = if matches!(endpoint.address, EndpointAddr::Unix(_)) { "localhost" } else { &endpoint.label };
-            if let Ok(value) = HeaderValue::from_str(name) {
-                headers.insert(HOST, value);
-            }
+            HeaderValue::from_str(name).ok()
         }
     }
 }
@@ -280,104 +295,87 @@ fn tls_of(endpoint: &Endpoint, live: &Live) -> Result<Option<Arc<rustls::ClientC
     }
 }
 
-/// The same request again, if it may be repeated. Extensions (upgrades) stay with the first.
-fn copy_for_retry(request: &Request<Body>, plan: &Plan<'_>) -> Option<Request<Body>> {
-    if plan.meter.is_some() || !is_idempotent(request.method()) {
-        return None;
-    }
-    let mut copy = Request::new(Body::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-/// RFC 9110 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE, Method::TRACE].contains(method)
-}
-
 /// Sends on one connection and waits for the response head.
 async fn attempt(
     mut link: Link,
-    request: Request<Body>,
+    upload: &mut Option<Upload>,
     live: &Rc<Live>,
     endpoint: &Arc<Endpoint>,
     plan: &Plan<'_>,
 ) -> Result<Answer, Lost> {
     let in_flight = live.enter();
-    let failed = |failure, detail: String| Lost::Failed(Refusal::Failed { failure, detail: detail.into() });
     let label = &endpoint.label;
-    let busy = link.busy();
-    // Idle connections are ready. Should one not be, the request goes elsewhere.
-    if !matches!(timeout(plan.timeouts.connect, link.sender.ready()).await, Ok(Ok(()))) {
-        return Err(Lost::Unsent(Box::new(request)));
-    }
-    let mut sending = pin!(link.sender.try_send_request(request));
+    let is_head = upload.as_ref().is_some_and(Upload::is_head);
     let mut deadline = Instant::now() + plan.timeouts.response_head;
-    let sent = loop {
-        tokio::select! {
-            sent = &mut sending => break sent,
-            () = sleep_until(deadline) => {
-                // The wait for the response begins when the last piece of the request has come.
-                let begun = plan.meter.map_or(deadline, |meter| meter.progress() + plan.timeouts.response_head);
-                if begun <= deadline {
-                    let seconds = plan.timeouts.response_head.as_secs_f32();
-                    return Err(failed(Failure::ResponseTimeout, format!("{label} did not answer within {seconds} s")));
+    let mut is_writing = true;
+    let head = poll_fn(|cx| {
+        if let Some(upload) = upload.as_mut().filter(|_| is_writing) {
+            match upload.poll_send(cx, link.wire()) {
+                Poll::Ready(Err(UploadError::Body(error))) => {
+                    return Poll::Ready(Err(Lost::Failed(body_refusal(&error))));
                 }
-                deadline = begun;
+                // The endpoint takes no more. It may have said why, so its answer is still read.
+                Poll::Ready(Ok(()) | Err(UploadError::Wire(_))) => is_writing = false,
+                Poll::Pending => {}
             }
         }
-    };
-    let response = match sent {
-        Ok(response) => response,
-        Err(mut error) => {
-            if let Some(request) = error.take_message() {
-                return Err(Lost::Unsent(Box::new(request)));
+        match answer::poll_head(&mut link, cx, is_head) {
+            Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+            Poll::Ready(Err(NoHead::Malformed(why))) => {
+                let detail = format!("{label} sent a malformed answer: {why}").into();
+                return Poll::Ready(Err(Lost::Failed(Refusal::Failed { failure: Failure::Protocol, detail })));
             }
-            let error = error.into_error();
-            return Err(match plan.meter.map(|meter| meter.state()) {
-                Some(MeterState::TooLarge) => Lost::Failed(Refusal::BodyTooLarge),
-                Some(MeterState::Stalled) => Lost::Failed(Refusal::BodyTimeout),
-                Some(MeterState::Broken) => Lost::Failed(Refusal::BadBody),
-                Some(MeterState::Open | MeterState::Ended) | None if error.is_parse() => {
-                    failed(Failure::Protocol, format!("{label} sent a malformed answer: {error}"))
-                }
-                Some(MeterState::Open | MeterState::Ended) | None => {
-                    failed(Failure::Closed, format!("{label} closed the connection: {error}"))
-                }
-            });
+            Poll::Ready(Err(NoHead::Lost(error))) => {
+                let detail = match error {
+                    Some(error) => format!("{label} closed the connection: {error}").into(),
+                    None => format!("{label} closed the connection before it had answered").into(),
+                };
+                let lost = if link.read.is_empty() {
+                    Lost::Closed(detail)
+                } else {
+                    Lost::Failed(Refusal::Failed { failure: Failure::Closed, detail })
+                };
+                return Poll::Ready(Err(lost));
+            }
+            Poll::Pending => {}
         }
-    };
-    if let Some(why) = framing_fault(&response, plan.is_tunnel) {
-        return Err(failed(Failure::Protocol, format!("{label} sent a malformed answer: {why}")));
+        // The wait for the response begins when the last piece of the request has come.
+        while link.is_late(cx, deadline) {
+            let begun = plan.meter.map_or(deadline, |meter| meter.progress() + plan.timeouts.response_head);
+            if begun <= deadline {
+                let seconds = plan.timeouts.response_head.as_secs_f32();
+                let detail = format!("{label} did not answer within {seconds} s").into();
+                let failure = Failure::ResponseTimeout;
+                return Poll::Ready(Err(Lost::Failed(Refusal::Failed { failure, detail })));
+            }
+            deadline = begun;
+        }
+        Poll::Pending
+    })
+    .await?;
+    if head.status() == StatusCode::SWITCHING_PROTOCOLS && !plan.is_tunnel {
+        let detail = format!("{label} sent a malformed answer: it switches protocols without being asked").into();
+        return Err(Lost::Failed(Refusal::Failed { failure: Failure::Protocol, detail }));
     }
-    let request = plan.meter.map(Rc::clone);
-    let lease = Lease { link, busy, live: Rc::clone(live), endpoint: Arc::clone(endpoint), request, in_flight };
-    Ok(Answer { held: None, response, lease })
+    let rest = upload.take().filter(|_| is_writing).map(|upload| write_on(upload, &link, plan));
+    let via_port = link.via_port;
+    let lease = Lease { link, live: Rc::clone(live), endpoint: Arc::clone(endpoint), rest, in_flight };
+    let response = AnswerBody::new(head, lease, plan.timeouts.idle);
+    Ok(Answer { held: None, response, endpoint: Arc::clone(endpoint), via_port })
 }
 
-/// What hyper would repair or overlook in a response (RFC 9112 6.3): refused, never passed on.
-fn framing_fault(response: &Response<Incoming>, is_tunnel: bool) -> Option<&'static str> {
-    let headers = response.headers();
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Some("its transfer coding is not chunked");
-        }
-        if headers.contains_key(CONTENT_LENGTH) {
-            return Some("it has a length and a transfer coding");
-        }
+/// The endpoint has answered already: the request goes on beside the response, so that neither waits for the other.
+fn write_on(mut upload: Upload, link: &Link, plan: &Plan<'_>) -> Rest {
+    let wire = Rc::clone(link.wire());
+    let writing = tokio::task::spawn_local(async move { poll_fn(|cx| upload.poll_send(cx, &wire)).await.is_ok() });
+    Rest { abort: writing.abort_handle(), writing: Some(writing), meter: plan.meter.map(Rc::clone) }
+}
+
+/// What the client is told when its request body broke off.
+fn body_refusal(error: &BodyError) -> Refusal {
+    match error {
+        BodyError::TooLarge => Refusal::BodyTooLarge,
+        BodyError::Stalled => Refusal::BodyTimeout,
+        BodyError::Broken(_) | BodyError::Storage(_) => Refusal::BadBody,
     }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        let digits = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-        if lengths.next().is_some() || !digits {
-            return Some("its length is repeated or not a number");
-        }
-    }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_tunnel {
-        return Some("it switches protocols without being asked");
-    }
-    None
 }

@@ -3,6 +3,7 @@
 
 pub mod access_log;
 pub mod addr;
+pub mod alarm;
 pub mod body;
 pub mod cli;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod connection;
 pub mod control;
 pub mod drain;
 pub mod forward;
+pub mod framing;
 pub mod listen;
 pub mod policy;
 pub mod refusal;

@@ -40,7 +40,7 @@ use crate::tls::TlsFacts;
 use exchange::Exchange;
 use host::RequestHost;
 use outgoing::outgoing_head;
-use reply::Reply;
+use reply::{Reply, ReplyBody};
 use upgrade::Upgrade;
 
 /// The parts that a request uses: shared by all connections of a worker.
@@ -98,7 +98,7 @@ pub async fn serve(
     connection: Rc<Connection>,
     carrier: Rc<dyn Carrier>,
     request: Request<Incoming>,
-) -> Response<Body> {
+) -> Response<ReplyBody> {
     connection.requests.set(connection.requests.get() + 1);
     let (mut head, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(parts, connection, carrier, &head);
@@ -181,8 +181,7 @@ async fn pass_on(
     // Where it is not known for whom we ask, nothing is forwarded, and no body read.
     let client = exchange.client.ok_or(Refusal::ClientUnknown)?;
     let body = request_body(exchange, incoming, route, forward).await?;
-    let mut outgoing = outgoing_head(exchange, head, host, client, route, forward, upgrade.as_ref())?;
-    outgoing::announce(&body, &mut outgoing.headers);
+    let outgoing = outgoing_head(exchange, head, host, client, route, forward, upgrade.as_ref())?;
     exchange.sent_upstream();
     let plan = Plan {
         upstream: &forward.upstream,

@@ -6,7 +6,6 @@
 //! keep-alive, answers a bad head itself, and notices at once when the client goes away. It knows
 //! nothing of sites or requests.
 
-use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,10 +15,11 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
-pub use super::framing::{Fault, Limits};
-use super::framing::{Follower, Step};
+use crate::alarm::Alarm;
+pub use crate::framing::{Fault, Limits};
+use crate::framing::{Follower, Step};
 
 /// The absolute limits of waiting for a client.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,7 @@ pub struct HeadGate<S> {
     began: Option<Instant>,
     deadlines: Deadlines,
     deadline: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
     closing: Closing,
     answer: Answer,
     state: Arc<State>,
@@ -251,7 +251,7 @@ impl<S> HeadGate<S> {
             began: None,
             deadlines,
             deadline: deadlines.first,
-            timer: None,
+            alarm: Alarm::default(),
             closing: Closing::Open,
             answer,
             state: Arc::clone(&state),
@@ -343,20 +343,7 @@ impl<S> HeadGate<S> {
 
     /// True when the deadline has passed; else the task is woken then.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let deadline = self.deadline;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if timer.deadline() > deadline {
-            timer.as_mut().reset(deadline);
-        }
-        // A timer that is too early wakes us for nothing, once a limit; moving it with each
-        // request would cost each request.
-        while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= deadline {
-                return true;
-            }
-            timer.as_mut().reset(deadline);
-        }
-        false
+        self.alarm.is_late(cx, self.deadline)
     }
 }
 

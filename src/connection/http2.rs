@@ -26,10 +26,11 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::socket::SocketHandle;
 use super::{Bounds, Ending};
-use crate::body::{Body, BodyError};
+use crate::body::BodyError;
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::refusal::Refusal;
+use crate::request::reply::ReplyBody;
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 use crate::site::policy::Timeouts;
 
@@ -269,7 +270,7 @@ impl Pace {
 
 /// A response body, in pieces that a slow client can take in time.
 struct Paced {
-    body: Body,
+    body: ReplyBody,
     /// What is left of a larger piece.
     piece: Bytes,
     pace: Rc<Pace>,

@@ -10,16 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::body::Body;
+use super::link::Link;
 use crate::refusal::Failure;
 use crate::site::upstream::{Endpoint, EndpointAddr};
 
@@ -32,43 +29,6 @@ pub enum EndpointStream {
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// A unix socket.
     Unix(UnixStream),
-}
-
-/// An open HTTP/1.1 connection.
-#[derive(Debug)]
-pub struct Link {
-    /// Sends requests on it.
-    pub sender: http1::SendRequest<Body>,
-    /// Our source port: it stands in the gateway's own log lines.
-    pub via_port: Option<u16>,
-    connection: AbortHandle,
-}
-
-impl Link {
-    /// Marks the connection as busy.
-    pub fn busy(&self) -> Busy {
-        Busy(Some(self.connection.clone()))
-    }
-}
-
-/// An exchange under way on a connection. Dropped, it cuts the connection at once: hyper alone would first write
-/// the request to its end, which an endpoint that reads no more could put off for ever.
-#[derive(Debug)]
-pub struct Busy(Option<AbortHandle>);
-
-impl Busy {
-    /// The exchange is over, and the connection goes on.
-    pub fn release(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        if let Some(connection) = &self.0 {
-            connection.abort();
-        }
-    }
 }
 
 /// Why no connection was opened.
@@ -97,23 +57,8 @@ pub async fn dial(
             return Err(DialError { failure: Failure::ConnectTimeout, detail: detail.into() });
         }
     };
-    let via_port = stream.local_port();
-    let mut builder = http1::Builder::new();
-    builder.preserve_header_case(false).max_headers(MAX_RESPONSE_HEADERS);
-    let shaken = builder.handshake::<_, Body>(TokioIo::new(stream)).await;
-    let (sender, connection) = shaken.map_err(|error| DialError {
-        failure: Failure::Closed,
-        detail: format!("{} closed the connection: {error}", endpoint.label).into(),
-    })?;
-    let connection = tokio::task::spawn_local(async move {
-        // Its errors reach whoever waits for the response or reads the body.
-        let _ = connection.with_upgrades().await;
-    });
-    Ok(Link { sender, via_port, connection: connection.abort_handle() })
+    Ok(Link::new(stream))
 }
-
-/// Our choice: twice what we take from clients.
-const MAX_RESPONSE_HEADERS: usize = 200;
 
 async fn open(
     endpoint: &Endpoint,
@@ -181,7 +126,8 @@ impl DialError {
 }
 
 impl EndpointStream {
-    fn local_port(&self) -> Option<u16> {
+    /// Our source port.
+    pub(super) fn local_port(&self) -> Option<u16> {
         let tcp = match self {
             Self::Tcp(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,

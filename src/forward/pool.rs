@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::connect::Link;
+use super::link::Link;
 use crate::site::SiteTable;
 use crate::site::route::Action;
 use crate::site::upstream::{Endpoint, EndpointId};
@@ -108,9 +108,7 @@ impl Pool {
             .collect();
         self.endpoints.borrow_mut().retain(|identity, live| match used.get(identity) {
             Some(keep_alive) => {
-                live.idle
-                    .borrow_mut()
-                    .retain(|idle| idle.since.elapsed() < *keep_alive && !idle.link.sender.is_closed());
+                live.idle.borrow_mut().retain(|idle| idle.since.elapsed() < *keep_alive && idle.link.is_alive());
                 true
             }
             None => {
@@ -131,7 +129,7 @@ impl Live {
                 idle.clear();
                 return None;
             }
-            if !link.sender.is_closed() {
+            if link.is_alive() {
                 return Some(link);
             }
         }
@@ -139,14 +137,15 @@ impl Live {
     }
 
     /// Keeps a connection whose request and response are both complete.
-    pub fn give_back(&self, link: Link, max_idle: usize) {
+    pub fn give_back(&self, mut link: Link, max_idle: usize) {
         let mut idle = self.idle.borrow_mut();
-        if link.sender.is_closed() || max_idle == 0 {
+        if max_idle == 0 {
             return;
         }
         if idle.len() >= max_idle {
             idle.remove(0);
         }
+        link.rest();
         idle.push(Idle { link, since: Instant::now() });
     }
 

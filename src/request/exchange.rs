@@ -7,20 +7,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{
     ACCEPT, HOST, ORIGIN, REFERER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
 
-use super::reply::{self, Reply};
+use super::reply::{self, Reply, ReplyBody};
 use super::{Carrier, Connection, Parts, target};
 use crate::access_log::{Amounts, RequestRecord, Responder, Timings, TlsRecord};
 use crate::addr::ClientAddr;
-use crate::body::{Body, BodyError, Meter, Watch};
+use crate::body::{BodyError, Meter};
 use crate::drain::{Guard, Work};
-use crate::forward::{Answer, Lease};
+use crate::forward::Answer;
 use crate::policy::headers::{self, Values};
 use crate::policy::trust;
 use crate::refusal::{self, Asker, Refusal};
@@ -107,7 +106,7 @@ impl Exchange {
         connection: Rc<Connection>,
         carrier: Rc<dyn Carrier>,
         head: &request::Parts,
-    ) -> Self {
+    ) -> Box<Self> {
         let generation = parts.snapshot.keep();
         let is_peer_trusted = generation.table.edge.trust.proxies.has_peer(connection.peer);
         carrier.begun();
@@ -142,7 +141,8 @@ impl Exchange {
             bytes_out: 0,
             end: End::Open,
         };
-        Self {
+        // Boxed from the start: it goes from hand to hand until the response body is dropped.
+        Box::new(Self {
             id: headers::request_id(fields, is_peer_trusted),
             _guard: parts.drain.guard(Work::Request),
             client: connection.peer.ip().map(ClientAddr::new),
@@ -154,7 +154,7 @@ impl Exchange {
             route: None,
             request_meter: None,
             notes,
-        }
+        })
     }
 
     /// Finds out who asks.
@@ -221,7 +221,7 @@ impl Exchange {
         self.notes.held = answer.held;
         let waited = self.notes.sent.map(|sent| sent.elapsed());
         self.notes.upstream_time = waited.map(|waited| waited.saturating_sub(answer.held.unwrap_or_default()));
-        self.notes.endpoint = Some((Arc::clone(&answer.lease.endpoint().label), answer.lease.via_port()));
+        self.notes.endpoint = Some((Arc::clone(&answer.endpoint.label), answer.via_port));
     }
 
     /// The request's upgrade was granted.
@@ -231,7 +231,7 @@ impl Exchange {
     }
 
     /// The response to a refused request.
-    pub fn refuse(mut self, refusal: Refusal) -> Response<Body> {
+    pub fn refuse(mut self: Box<Self>, refusal: Refusal) -> Response<ReplyBody> {
         let is_near = self.client.is_some_and(ClientAddr::is_near);
         let version = self.carrier.version();
         let asker = Asker { accept: self.notes.accept.as_ref(), version, request_id: &self.id, is_near };
@@ -244,19 +244,37 @@ impl Exchange {
     }
 
     /// Writes what every response carries, and follows its body to the end.
-    pub fn finish(mut self, reply: Reply) -> Response<Body> {
-        let Reply { mut response, lease, clue } = reply;
+    pub fn finish(mut self: Box<Self>, reply: Reply) -> Response<ReplyBody> {
+        let Reply { mut response, clue } = reply;
         if let Some(route) = &self.route {
             reply::write_policy(response.headers_mut(), route, &self);
         }
-        self.notes.is_by_endpoint |= lease.is_some();
+        self.notes.is_by_endpoint |= response.body().is_from_endpoint();
         if !self.notes.is_by_endpoint {
             let ours = || HeaderValue::from_static("tidegate");
             response.headers_mut().entry(refusal::PROXY_STATUS).or_insert_with(ours);
         }
         response.headers_mut().entry(refusal::X_REQUEST_ID).or_insert_with(|| self.id.clone());
         self.notes.status = Some(response.status());
-        response.map(|body| body.watched(Last { exchange: self, lease, clue }))
+        response.map(|source| ReplyBody::new(source, self, clue))
+    }
+
+    /// Bytes of the response body have passed.
+    pub fn passed(&mut self, bytes: usize) {
+        self.notes.bytes_out += bytes as u64;
+    }
+
+    /// The response body has ended as it should.
+    pub fn completed(&mut self) {
+        self.notes.end = End::Complete;
+    }
+
+    /// The response body broke off.
+    pub fn aborted(&mut self, error: &BodyError) {
+        self.notes.end = End::Aborted(match error {
+            BodyError::Stalled => "idle",
+            BodyError::TooLarge | BodyError::Broken(_) | BodyError::Storage(_) => "upstream",
+        });
     }
 
     /// The request body broke off although its framing was sound: there is nobody to read our answer.
@@ -345,39 +363,6 @@ impl Drop for Exchange {
     }
 }
 
-/// Follows the response body to its last byte.
-struct Last {
-    exchange: Exchange,
-    lease: Option<Lease>,
-    clue: Option<Clue>,
-}
-
-impl Watch for Last {
-    fn saw(&mut self, data: &Bytes) {
-        self.exchange.notes.bytes_out += data.len() as u64;
-        if let Some(clue) = &mut self.clue {
-            clue.saw(data);
-        }
-    }
-
-    fn ended(&mut self) {
-        self.exchange.notes.end = End::Complete;
-        if let Some(lease) = self.lease.take() {
-            lease.complete();
-        }
-        if let Some(clue) = self.clue.take() {
-            clue.judge(&self.exchange);
-        }
-    }
-
-    fn failed(&mut self, error: &BodyError) {
-        self.exchange.notes.end = End::Aborted(match error {
-            BodyError::Stalled => "idle",
-            BodyError::TooLarge | BodyError::Broken(_) | BodyError::Storage(_) => "upstream",
-        });
-    }
-}
-
 /// The first bytes of a 403, kept to recognise the gateway's refusal of this edge.
 #[derive(Debug, Default)]
 pub struct Clue(Vec<u8>);
@@ -386,13 +371,14 @@ impl Clue {
     /// The gateway's answer is some 200 bytes.
     const ENOUGH: usize = 1024;
 
-    fn saw(&mut self, data: &[u8]) {
+    /// Keeps the first bytes.
+    pub fn saw(&mut self, data: &[u8]) {
         let room = Self::ENOUGH.saturating_sub(self.0.len()).min(data.len());
         self.0.extend_from_slice(&data[..room]);
     }
 
     /// Tells the operator what to do, each time it happens.
-    fn judge(self, exchange: &Exchange) {
+    pub fn judge(self, exchange: &Exchange) {
         if memchr::memmem::find(&self.0, b"proxy_attribution_required").is_none() {
             return;
         }

@@ -18,7 +18,7 @@ pub(super) fn check_http2(head: &request::Parts) -> Result<(), Refusal> {
     check_values(&head.headers)
 }
 
-/// As over HTTP/1.1 (`connection/framing`): `get` is another method than GET here, and the same to lax endpoints.
+/// As over HTTP/1.1 (`framing`): `get` is another method than GET here, and the same to lax endpoints.
 fn check_method(method: &Method) -> Result<(), Refusal> {
     const STANDARD: [Method; 9] = [
         Method::GET,
@@ -39,7 +39,7 @@ fn check_method(method: &Method) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// As over HTTP/1.1 (`connection/framing`): a target that endpoints read differently is refused, and `*` is
+/// As over HTTP/1.1 (`framing`): a target that endpoints read differently is refused, and `*` is
 /// a target of OPTIONS alone (RFC 9112 3.2.4).
 fn check_target(head: &request::Parts) -> Result<(), Refusal> {
     let target = target(&head.uri);

@@ -1,16 +1,14 @@
 //! The request head as it goes upstream: the gateway behind believes every word of it.
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, request};
-use hyper::body::Body as _;
+use http::{Method, Request, Uri, request};
 
 use super::exchange::Exchange;
 use super::host::RequestHost;
 use super::target;
 use super::upgrade::Upgrade;
 use crate::addr::ClientAddr;
-use crate::body::Body;
 use crate::policy::{headers, trust};
 use crate::refusal::Refusal;
 use crate::site::policy::Attribution;
@@ -57,14 +55,6 @@ pub(super) fn outgoing_head(
     };
     headers::write_edge(fields, &edge);
     Ok(outgoing)
-}
-
-/// Says aloud that a body of unknown length comes, because hyper takes a GET for bodiless otherwise, and
-/// drops what it has. A known length hyper writes itself.
-pub(super) fn announce(body: &Body, fields: &mut HeaderMap) {
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
 }
 
 /// The one exception (`attribution = "local"`): a person at this machine, on a local name, who

@@ -3,18 +3,21 @@
 //! Status, body and headers stay as they are, but for hop-by-hop headers, what the route says
 //! (prefix, framing, HSTS, edits), and what helps streams and readers of error answers.
 
-use std::time::Duration;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use http::header::{
     CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY,
     X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
+use http_body::{Body as _, Frame, SizeHint};
 
 use super::exchange::{Clue, Exchange};
-use crate::body::{Body, Meter, Stream};
-use crate::forward::{Answer, Lease};
+use crate::body::{Body, BodyError};
+use crate::forward::Answer;
+use crate::forward::answer::AnswerBody;
 use crate::policy::headers;
 use crate::refusal::{PROXY_STATUS, received_status};
 use crate::site::policy::Embed;
@@ -26,28 +29,112 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 /// A response that is ready for the client.
 pub struct Reply {
     /// What the client gets.
-    pub response: Response<Body>,
-    /// The connection that the body comes from; it serves again when the body has ended.
-    pub lease: Option<Lease>,
+    pub response: Response<Source>,
     /// What may have to be recognised in the body.
     pub clue: Option<Clue>,
+}
+
+/// Where the bytes of a response come from.
+#[derive(Debug)]
+pub enum Source {
+    /// From us.
+    Own(Body),
+    /// From an endpoint.
+    Endpoint(AnswerBody),
 }
 
 impl Reply {
     /// An answer of ours.
     pub fn own(response: Response<Body>) -> Self {
-        Self { response, lease: None, clue: None }
+        Self { response: response.map(Source::Own), clue: None }
+    }
+}
+
+impl Source {
+    /// Whether an endpoint answers.
+    pub fn is_from_endpoint(&self) -> bool {
+        matches!(self, Self::Endpoint(_))
     }
 }
 
 /// Makes an endpoint's response ready: head changed where it must be, body streamed.
 pub fn from_endpoint(exchange: &Exchange, answer: Answer, forward: &Forward) -> Reply {
-    let Answer { response, lease, .. } = answer;
-    let idle = exchange.route.as_ref().map_or(Duration::MAX, |route| route.timeouts.idle);
-    let (mut head, incoming) = response.into_parts();
+    let (mut head, body) = answer.response.into_parts();
     prepare(head.status, &mut head.headers, forward, exchange.notes.host.as_ref());
     let clue = wants_clue(head.status, &head.headers).then(Clue::default);
-    Reply { response: Response::from_parts(head, stream(incoming, idle)), lease: Some(lease), clue }
+    Reply { response: Response::from_parts(head, Source::Endpoint(body)), clue }
+}
+
+/// A response body on its way to the client, followed to its last byte. With it ends the exchange.
+pub struct ReplyBody {
+    source: Source,
+    exchange: Box<Exchange>,
+    clue: Option<Clue>,
+}
+
+impl ReplyBody {
+    /// Follows `source` for an exchange.
+    pub fn new(source: Source, exchange: Box<Exchange>, clue: Option<Clue>) -> Self {
+        Self { source, exchange, clue }
+    }
+
+    fn end(&mut self) {
+        self.exchange.completed();
+        if let Some(clue) = self.clue.take() {
+            clue.judge(&self.exchange);
+        }
+    }
+}
+
+impl http_body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let mut frame = ready!(match &mut this.source {
+            Source::Own(body) => Pin::new(body).poll_frame(cx),
+            Source::Endpoint(body) => Pin::new(body).poll_frame(cx),
+        });
+        match &mut frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.exchange.passed(data.len());
+                    if let Some(clue) = &mut this.clue {
+                        clue.saw(data);
+                    }
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
+                }
+            }
+            Some(Err(error)) => this.exchange.aborted(error),
+            None => this.end(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Own(body) => body.is_end_stream(),
+            Source::Endpoint(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(body) => body.size_hint(),
+            Source::Endpoint(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        // hyper does not poll a body again whose length has been reached.
+        if self.is_end_stream() {
+            self.end();
+        }
+    }
 }
 
 /// Changes a response head where it must be changed.
@@ -70,14 +157,6 @@ pub fn prepare(status: StatusCode, fields: &mut HeaderMap, forward: &Forward, ho
     if let Some(embed) = &forward.embed {
         allow_framing(fields, embed);
     }
-}
-
-fn stream(incoming: Incoming, idle: Duration) -> Body {
-    use hyper::body::Body as _;
-    if incoming.is_end_stream() {
-        return Body::Empty;
-    }
-    Body::Stream(Box::new(Stream::new(incoming, u64::MAX, idle, headers::clean_trailers, Meter::new())))
 }
 
 fn is_event_stream(fields: &HeaderMap) -> bool {
@@ -206,6 +285,7 @@ pub fn replace_page(response: &mut Response<Body>, route: &Route) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::site::policy::HostPolicy;

@@ -13,12 +13,10 @@ use aws_lc_rs::digest;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper::upgrade::OnUpgrade;
 
 use super::exchange::Exchange;
 use super::reply::{self, Reply};
@@ -27,10 +25,10 @@ use crate::access_log::{Amounts, TunnelRecord};
 use crate::addr::{ClientAddr, PeerAddr};
 use crate::body::Body;
 use crate::drain::{Guard, Work};
+use crate::forward::Answer;
 use crate::forward::connect::EndpointStream;
 use crate::forward::pool::InFlight;
 use crate::forward::tunnel::{self, End, Outcome};
-use crate::forward::{Answer, Lease};
 use crate::refusal::{Failure, Refusal};
 use crate::site::route::Forward;
 
@@ -148,14 +146,13 @@ pub fn conclude(
         _ => return Ok(reply::from_endpoint(exchange, answer, forward)),
     };
     if let Some(doubt) = doubt {
-        let label = &answer.lease.endpoint().label;
+        let label = &answer.endpoint.label;
         let detail = format!("{label}: {doubt} (status {})", status.as_u16()).into();
         return Err(Refusal::Failed { failure: Failure::Upgrade, detail });
     }
-    let Answer { mut response, lease, .. } = answer;
-    let endpoint_side = hyper::upgrade::on(&mut response);
-    let fields = response.headers_mut();
-    reply::prepare(status, fields, forward, exchange.notes.host.as_ref());
+    let mut answer = answer;
+    let mut fields = std::mem::take(answer.response.headers_mut());
+    reply::prepare(status, &mut fields, forward, exchange.notes.host.as_ref());
     let status = if upgrade.is_extended_connect {
         fields.remove(SEC_WEBSOCKET_ACCEPT);
         StatusCode::OK
@@ -164,21 +161,18 @@ pub fn conclude(
         fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
         status
     };
-    let ticket = Ticket::of(exchange, lease).ok_or(Refusal::NoRoute)?;
+    let (endpoint, via_port) = (Arc::clone(&answer.endpoint.label), answer.via_port);
+    let broken = || Refusal::Failed { failure: Failure::Upgrade, detail: format!("{endpoint}: no tunnel").into() };
+    let (io, early, in_flight) = answer.into_tunnel().ok_or_else(broken)?;
+    let ticket = Ticket::of(exchange, endpoint, via_port, in_flight).ok_or(Refusal::NoRoute)?;
     let client_side = exchange.carrier.tunnel(upgrade.client_side);
     exchange.upgraded();
     // The tunnel is a task of its own, so that the request's state is freed.
-    tokio::task::spawn_local(ticket.run(client_side, endpoint_side));
+    tokio::task::spawn_local(ticket.run(client_side, End { io, early }));
     let mut opened = Response::new(Body::Empty);
     *opened.status_mut() = status;
-    *opened.headers_mut() = std::mem::take(response.headers_mut());
-    Ok(Reply { response: opened, lease: None, clue: None })
-}
-
-/// The endpoint's side of a tunnel. A function of its own, so that hyper's buffer is dropped here.
-fn endpoint_end(upgraded: Upgraded) -> Option<End<EndpointStream>> {
-    let parts = upgraded.downcast::<TokioIo<EndpointStream>>().ok()?;
-    Some(End { io: parts.io.into_inner(), early: Bytes::copy_from_slice(&parts.read_buf) })
+    *opened.headers_mut() = fields;
+    Ok(Reply::own(opened))
 }
 
 /// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
@@ -210,7 +204,7 @@ struct Texts {
 }
 
 impl Ticket {
-    fn of(exchange: &Exchange, lease: Lease) -> Option<Self> {
+    fn of(exchange: &Exchange, upstream: Arc<str>, via_port: Option<u16>, in_flight: InFlight) -> Option<Self> {
         let owned = |value: Option<&HeaderValue>| HeaderValue::from_bytes(value?.as_bytes()).ok();
         let notes = &exchange.notes;
         let texts = Texts {
@@ -219,8 +213,8 @@ impl Ticket {
             target: target(&notes.uri).into(),
             agent: owned(notes.agent.as_ref()),
             origin: owned(notes.origin.as_ref()),
-            upstream: Arc::clone(&lease.endpoint().label),
-            via_port: lease.via_port(),
+            upstream,
+            via_port,
             over: if exchange.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
         };
         Some(Self {
@@ -232,20 +226,15 @@ impl Ticket {
             site: Arc::clone(&exchange.site.as_ref()?.label),
             texts: Box::new(texts),
             _guard: exchange.parts.drain.guard(Work::Tunnel),
-            _in_flight: lease.into_in_flight(),
+            _in_flight: in_flight,
         })
     }
 
-    /// Joins the two sides when both have switched, and writes the record when they have ended.
-    async fn run(self, client_side: ClientSide, endpoint_side: OnUpgrade) {
+    /// Joins the two sides when the client's has switched too, and writes the record when they have ended.
+    async fn run(self, client_side: ClientSide, endpoint_side: End<EndpointStream>) {
         let opened = SystemTime::now();
-        let client_side = async { client_side.await.ok_or(()) };
-        let endpoint_side = async { endpoint_side.await.map_err(|_| ()) };
-        let Ok((client_side, endpoint_side)) = futures_util::future::try_join(client_side, endpoint_side).await else {
-            // One of them went away with the 101 on its way; the request's record says so.
-            return;
-        };
-        let Some(endpoint_side) = endpoint_end(endpoint_side) else { return };
+        // It may have gone away with the 101 on its way; the request's record says so.
+        let Some(client_side) = client_side.await else { return };
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
         self.write_record(opened, &outcome);
     }

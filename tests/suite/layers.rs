@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Layer 0: what everything may speak of.
-const WORDS: [&str; 4] = ["addr", "body", "refusal", "drain"];
+const WORDS: [&str; 5] = ["addr", "alarm", "body", "refusal", "drain"];
 
 /// One row: layer, file below `src` without `.rs`, what it may import.
 type Row = (u8, &'static str, &'static [&'static str]);
@@ -16,10 +16,14 @@ type Row = (u8, &'static str, &'static [&'static str]);
 /// The table. Lower layers first; a file imports lower layers, or a child or sibling that its row lists.
 const TABLE: &[Row] = &[
     (0, "addr", &[]),
-    (0, "body", &["body/"]),
+    (0, "alarm", &[]),
+    (0, "body", &["alarm", "body/"]),
     (0, "body/collect", &["body"]),
     (0, "refusal", &["body"]),
     (0, "drain", &[]),
+    (1, "framing", &["framing/"]),
+    (1, "framing/fault", &[]),
+    (1, "framing/head", &["words", "framing/fault"]),
     (1, "site", &["words", "site/"]),
     (1, "site/route", &["words", "site/policy", "site/upstream"]),
     (1, "site/policy", &["words"]),
@@ -76,8 +80,11 @@ const TABLE: &[Row] = &[
     (2, "access_log/writer", &["access_log/clock", "access_log/encode", "access_log/record", "site"]),
     (3, "forward", &["words", "forward/", "site", "site/", "tls/client"]),
     (3, "forward/balance", &["words", "site", "site/"]),
-    (3, "forward/connect", &["words", "site", "site/", "tls/client"]),
-    (3, "forward/pool", &["words", "forward/connect", "site", "site/"]),
+    (3, "forward/answer", &["words", "forward", "forward/", "framing", "site/upstream"]),
+    (3, "forward/connect", &["words", "forward/link", "site", "site/", "tls/client"]),
+    (3, "forward/link", &["words", "forward/connect"]),
+    (3, "forward/pool", &["words", "forward/link", "site", "site/"]),
+    (3, "forward/upload", &["words", "forward/link"]),
     (3, "forward/tunnel", &["words", "forward/tunnel/"]),
     (3, "forward/tunnel/frames", &[]),
     (3, "forward/tunnel/lane", &["forward/tunnel/frames"]),
@@ -111,17 +118,14 @@ const TABLE: &[Row] = &[
         "request/outgoing",
         &["words", "request", "request/exchange", "request/host", "request/upgrade", "policy/", "site/"],
     ),
-    (4, "request/reply", &["words", "request/exchange", "site/", "policy/", "forward"]),
+    (4, "request/reply", &["words", "request/exchange", "site/", "policy/", "forward", "forward/answer"]),
     (
         4,
         "request/upgrade",
         &["words", "request", "request/", "snapshot", "site", "site/", "forward", "forward/", "access_log"],
     ),
     (5, "connection", &["words", "connection/", "request", "tls", "site", "site/", "access_log"]),
-    (5, "connection/framing", &["connection/framing/"]),
-    (5, "connection/framing/fault", &[]),
-    (5, "connection/framing/head", &["words", "connection/framing/fault"]),
-    (5, "connection/head_gate", &["words", "connection/framing"]),
+    (5, "connection/head_gate", &["words", "framing"]),
     (
         5,
         "connection/http1",
@@ -135,7 +139,11 @@ const TABLE: &[Row] = &[
             "forward/tunnel",
         ],
     ),
-    (5, "connection/http2", &["words", "connection", "connection/socket", "request", "forward/tunnel", "site/policy"]),
+    (
+        5,
+        "connection/http2",
+        &["words", "connection", "connection/socket", "request", "request/reply", "forward/tunnel", "site/policy"],
+    ),
     (5, "connection/socket", &[]),
     (6, "listen", &["words", "listen/", "connection", "connection/socket", "site", "access_log"]),
     (6, "listen/bind", &["words"]),

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::connection::framing::{Body, Follower, Limits};
+use tidegate::framing::{Body, Follower, Limits};
 
 fuzz_target!(|data: &[u8]| {
     let mut follower = Follower::new(Limits::default());

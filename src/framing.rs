@@ -1,7 +1,8 @@
-//! The framing of HTTP/1.1 requests, followed byte by byte: where each head, chunk, trailer section
-//! and message ends, and what of it may pass (RFC 9112). No input and output, no clock, no copies.
+//! The framing of HTTP/1.1, followed byte by byte: where each head, chunk, trailer section and
+//! message ends, and what of it may pass (RFC 9112). No input and output, no clock, no copies.
 //!
-//! The verdict and the released bytes depend on the stream alone, never on how reads cut it.
+//! `Follower` follows requests, heads and all. `Chunks` and `Trailers` also read the bodies of
+//! responses. The verdict and the released bytes depend on the stream alone, never on how reads cut it.
 
 mod fault;
 mod head;
@@ -104,14 +105,14 @@ impl Follower {
             }
             Phase::Chunked(chunks) => {
                 let (passed, fault) = chunks.advance(bytes);
-                if chunks.state == ChunkState::Last {
+                if chunks.is_last() {
                     self.phase = Phase::Trailers(Trailers::default());
                 }
                 self.body_bytes += passed as u64;
                 fault.map_or(Ok(passed), |fault| Err((passed, fault)))
             }
             Phase::Trailers(trailers) => {
-                let passed = trailers.advance(bytes).map_err(|fault| (0, fault))?;
+                let passed = trailers.advance(bytes, may_be_trailer).map_err(|fault| (0, fault))?;
                 if passed > 0 {
                     self.phase = Phase::Complete;
                 }
@@ -130,7 +131,7 @@ fn at_most(left: u64, here: usize) -> usize {
 
 /// The chunks of one body (RFC 9112 7.1), without the trailer section.
 #[derive(Clone, Debug, Default)]
-struct Chunks {
+pub struct Chunks {
     state: ChunkState,
     left: u64,
     digits: u8,
@@ -173,26 +174,42 @@ impl Chunks {
     /// Bytes of chunk extensions that one message may have, our choice: only attacks use many.
     const MAX_EXTENSIONS: usize = 4 << 10;
 
-    /// Reads on, up to the end of the last chunk's line.
+    /// Reads on, up to the end of the last chunk's line: how many bytes passed, and what is wrong after them.
     fn advance(&mut self, bytes: &[u8]) -> (usize, Option<Fault>) {
         let mut at = 0;
-        while at < bytes.len() && self.state != ChunkState::Last {
+        while at < bytes.len() && !self.is_last() {
+            match self.next_data(&bytes[at..]) {
+                Ok((framing, data)) => at += framing + data,
+                Err((framing, fault)) => return (at + framing, Some(fault)),
+            }
+        }
+        (at, None)
+    }
+
+    /// Reads on to the next data: how many bytes of framing come first, and how many of data follow them.
+    ///
+    /// # Errors
+    /// What is wrong, and how many bytes are sound before it.
+    pub fn next_data(&mut self, bytes: &[u8]) -> Result<(usize, usize), (usize, Fault)> {
+        let mut at = 0;
+        while at < bytes.len() && !self.is_last() {
             if self.state == ChunkState::Data {
-                let passed = at_most(self.left, bytes.len() - at);
-                self.left -= passed as u64;
-                at += passed;
+                let data = at_most(self.left, bytes.len() - at);
+                self.left -= data as u64;
                 if self.left == 0 {
                     self.state = ChunkState::DataCr;
                 }
-                continue;
+                return Ok((at, data));
             }
-            match self.next(bytes[at]) {
-                Ok(state) => self.state = state,
-                Err(fault) => return (at, Some(fault)),
-            }
+            self.state = self.next(bytes[at]).map_err(|fault| (at, fault))?;
             at += 1;
         }
-        (at, None)
+        Ok((at, 0))
+    }
+
+    /// True when the last chunk's line was read: what follows is the trailer section.
+    pub fn is_last(&self) -> bool {
+        self.state == ChunkState::Last
     }
 
     /// Reads one byte that is not data.
@@ -251,7 +268,7 @@ impl Chunks {
 
 /// The trailer section of one body (RFC 9112 7.1.2), with the last empty line.
 #[derive(Clone, Debug, Default)]
-struct Trailers {
+pub struct Trailers {
     lines: Lines,
     fields: usize,
 }
@@ -262,8 +279,12 @@ impl Trailers {
     /// Fields, our choice.
     const MAX_FIELDS: usize = 32;
 
-    /// Reads on. Returns the length of the section when it is complete, else 0.
-    fn advance(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+    /// Reads on. `bytes` begins with the first byte of the section at each call. Returns the length of
+    /// the section when it is complete, else 0.
+    ///
+    /// # Errors
+    /// When it is no section of fields, is too large, or has a name that may not be there.
+    pub fn advance(&mut self, bytes: &[u8], may_trail: fn(&[u8]) -> bool) -> Result<usize, Fault> {
         let window = &bytes[..bytes.len().min(Self::MAX_BYTES)];
         while let Some(line) = self.lines.next(window)? {
             if line.is_empty() {
@@ -274,7 +295,7 @@ impl Trailers {
                 return Err(Fault::TrailersTooLarge);
             }
             let (name, _) = split_field(line)?;
-            if !may_be_trailer(name) {
+            if !may_trail(name) {
                 return Err(Fault::TrailerName);
             }
         }

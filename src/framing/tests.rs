@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-#[path = "../../../tests/corpus/h1.rs"]
+#[path = "../../tests/corpus/h1.rs"]
 pub(crate) mod corpus;
 
 /// What came of a stream: what passed, how many messages were complete, and the fault.

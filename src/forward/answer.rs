@@ -1,0 +1,372 @@
+//! An endpoint's answer: the head of its response (RFC 9112 4), judged as strictly as a request's, and
+//! the body under the framing that it announces (RFC 9112 6.3).
+//!
+//! What two readers could understand differently is refused, never repaired: the response that follows
+//! on the same connection is another client's.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use http_body::{Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
+use tokio::time::Instant;
+
+use super::Lease;
+use super::connect::EndpointStream;
+use super::link::Link;
+use super::pool::InFlight;
+use crate::body::BodyError;
+use crate::framing::{Chunks, Trailers};
+use crate::site::upstream::Endpoint;
+
+/// A response head, and the connection that its body comes from.
+#[derive(Debug)]
+pub struct Answer {
+    /// How long the request was held before anything took it.
+    pub held: Option<Duration>,
+    /// The response; its framing is sound.
+    pub response: Response<AnswerBody>,
+    /// Who answered.
+    pub endpoint: Arc<Endpoint>,
+    /// Our source port.
+    pub via_port: Option<u16>,
+}
+
+impl Answer {
+    /// The stream after a 101 with what came early on it, and the place in the endpoint's count.
+    pub fn into_tunnel(self) -> Option<(EndpointStream, Bytes, InFlight)> {
+        let (link, in_flight) = self.response.into_body().lease?.into_parts();
+        let (stream, early) = link.into_stream()?;
+        // Copied, because a view of the buffer, even an empty one, keeps all of it in memory for days.
+        Some((stream, Bytes::copy_from_slice(&early), in_flight))
+    }
+}
+
+/// A response head, and what it says about the bytes after it.
+pub(super) struct Head {
+    response: Response<()>,
+    framing: Framing,
+    /// Whether the connection may serve again.
+    is_persistent: bool,
+}
+
+/// What is still to come of a body.
+#[derive(Debug)]
+enum Framing {
+    Over,
+    Length(u64),
+    Chunked(Chunks),
+    Trailers(Trailers),
+    /// As long as the connection.
+    Close,
+}
+
+impl Head {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+}
+
+/// Why there is no response head.
+pub(super) enum NoHead {
+    /// The connection ended or broke; the endpoint may have begun to answer.
+    Lost(Option<io::Error>),
+    /// What came is no response.
+    Malformed(&'static str),
+}
+
+/// Bytes of one response head, our choice: twice what the edge takes from clients by default.
+const MAX_HEAD: usize = 64 << 10;
+
+/// Fields of one response head, our choice: as many as the edge takes from clients by default.
+const MAX_FIELDS: usize = 100;
+
+/// Reads until a head is complete. Interim responses (RFC 9110 15.2) are read and not passed on.
+pub(super) fn poll_head(link: &mut Link, cx: &mut Context<'_>, is_head: bool) -> Poll<Result<Head, NoHead>> {
+    loop {
+        if !link.read.is_empty()
+            && let Some(head) = parse(&mut link.read, is_head).map_err(NoHead::Malformed)?
+        {
+            if head.response.status().is_informational() && head.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                continue;
+            }
+            return Poll::Ready(Ok(head));
+        }
+        match ready!(link.poll_fill(cx)) {
+            Ok(0) => return Poll::Ready(Err(NoHead::Lost(None))),
+            Ok(_) => {}
+            Err(error) => return Poll::Ready(Err(NoHead::Lost(Some(error)))),
+        }
+    }
+}
+
+/// The head at the front of `read`, which is taken off when it is complete.
+fn parse(read: &mut BytesMut, is_head: bool) -> Result<Option<Head>, &'static str> {
+    let mut fields = [const { std::mem::MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let length =
+        match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, read, &mut fields) {
+            Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
+            Ok(httparse::Status::Partial) if read.len() < MAX_HEAD => return Ok(None),
+            Ok(_) => return Err("its head is too large"),
+            Err(error) => return Err(reason(error)),
+        };
+    if has_bare_lf(&read[..length]) {
+        return Err("a line of its head does not end in CRLF");
+    }
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("its status is not a number")?;
+    let is_old = parsed.version == Some(0);
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.version_mut() = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
+    if let Some(phrase) = parsed.reason.filter(|phrase| status.canonical_reason() != Some(*phrase))
+        && let Ok(phrase) = ReasonPhrase::try_from(phrase.as_bytes())
+    {
+        response.extensions_mut().insert(phrase);
+    }
+    // Where each value stands, so that it can share the memory of the head.
+    let start = read.as_ptr() as usize;
+    let mut lines = Vec::with_capacity(parsed.headers.len());
+    for field in &*parsed.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "a field name is not a token")?;
+        let at = field.value.as_ptr() as usize - start;
+        lines.push((name, at..at + field.value.len()));
+    }
+    let head = read.split_to(length).freeze();
+    let map = response.headers_mut();
+    map.reserve(lines.len() + ROOM);
+    for (name, place) in lines {
+        let value = HeaderValue::from_maybe_shared(head.slice(place));
+        map.append(name, value.map_err(|_| "a field value has a control character")?);
+    }
+    let framing = framing(status, map, is_old, is_head)?;
+    let is_persistent = !is_old && !matches!(framing, Framing::Close) && !says_close(map);
+    Ok(Some(Head { response, framing, is_persistent }))
+}
+
+/// What the edge adds to a response, so that the map does not grow.
+const ROOM: usize = 4;
+
+fn reason(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::HeaderName => "a field name is not a token",
+        httparse::Error::HeaderValue => "a field value has a control character",
+        httparse::Error::NewLine => "a line of its head does not end in CRLF",
+        httparse::Error::Status => "its status line is malformed",
+        httparse::Error::Token => "its head has a byte that is not allowed",
+        httparse::Error::TooManyHeaders => "its head has too many fields",
+        httparse::Error::Version => "it is not HTTP/1.1",
+    }
+}
+
+/// RFC 9112 2.2 lets a recipient take a bare LF; hops that differ in this can be played against each other.
+fn has_bare_lf(head: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
+}
+
+/// How the body ends (RFC 9112 6.3).
+fn framing(status: StatusCode, fields: &HeaderMap, is_old: bool, is_head: bool) -> Result<Framing, &'static str> {
+    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
+    let framing = match (codings.next(), lengths.next()) {
+        (Some(_), Some(_)) => return Err("it has a length and a transfer coding"),
+        (Some(_), None) if is_old => return Err("it has a transfer coding in HTTP/1.0"),
+        (Some(coding), None) => {
+            if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+                return Err("its transfer coding is not chunked");
+            }
+            Framing::Chunked(Chunks::default())
+        }
+        (None, Some(length)) => {
+            // 19 digits always fit 64 bits.
+            let digits = Some(length.as_bytes()).filter(|digits| digits.iter().all(u8::is_ascii_digit));
+            let digits = digits.filter(|digits| (1..=19).contains(&digits.len()) && lengths.next().is_none());
+            let digits = digits.ok_or("its length is repeated or not a number")?;
+            match digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')) {
+                0 => Framing::Over,
+                length => Framing::Length(length),
+            }
+        }
+        (None, None) => Framing::Close,
+    };
+    let is_bodiless =
+        is_head || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    Ok(if is_bodiless { Framing::Over } else { framing })
+}
+
+fn says_close(fields: &HeaderMap) -> bool {
+    fields.get_all(CONNECTION).iter().any(|value| {
+        value.as_bytes().split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+    })
+}
+
+/// A response body as it comes. When it has ended, its connection serves again; dropped before, it closes.
+pub struct AnswerBody {
+    lease: Option<Lease>,
+    framing: Framing,
+    is_persistent: bool,
+    silence: Duration,
+    progress: Instant,
+    /// Why it broke off, to be told next.
+    failure: Option<BodyError>,
+}
+
+impl AnswerBody {
+    /// The body after a head, with at most `silence` between two pieces.
+    pub(super) fn new(head: Head, lease: Lease, silence: Duration) -> Response<Self> {
+        let Head { response, framing, is_persistent } = head;
+        let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        response.map(|()| {
+            let progress = Instant::now();
+            let mut body = Self { lease: Some(lease), framing, is_persistent, silence, progress, failure: None };
+            if matches!(body.framing, Framing::Over) && !is_tunnel {
+                body.end();
+            }
+            body
+        })
+    }
+
+    /// The last byte is here: the connection serves again, if both sides agree.
+    fn end(&mut self) {
+        self.framing = Framing::Over;
+        if let Some(lease) = self.lease.take()
+            && self.is_persistent
+        {
+            lease.complete();
+        }
+    }
+
+    /// The next piece that is here already.
+    fn take(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
+        let Some(lease) = &mut self.lease else { return Ok(None) };
+        let read = &mut lease.link.read;
+        if read.is_empty() {
+            return Ok(None);
+        }
+        loop {
+            match &mut self.framing {
+                Framing::Over => return Ok(None),
+                Framing::Close => return Ok(Some(Frame::data(read.split().freeze()))),
+                Framing::Length(left) => {
+                    let length = usize::try_from(*left).map_or(read.len(), |left| left.min(read.len()));
+                    *left -= length as u64;
+                    let is_last = *left == 0;
+                    let data = read.split_to(length).freeze();
+                    if is_last {
+                        self.end();
+                    }
+                    return Ok(Some(Frame::data(data)));
+                }
+                Framing::Chunked(chunks) => {
+                    let (framing, data) =
+                        chunks.next_data(read).map_err(|(_, fault)| BodyError::Broken(Box::new(fault)))?;
+                    bytes::Buf::advance(read, framing);
+                    if data > 0 {
+                        return Ok(Some(Frame::data(read.split_to(data).freeze())));
+                    }
+                    if !chunks.is_last() {
+                        return Ok(None);
+                    }
+                    self.framing = Framing::Trailers(Trailers::default());
+                }
+                Framing::Trailers(trailers) => {
+                    // What may not trail is taken out later; it is no reason to break off a whole answer.
+                    let length =
+                        trailers.advance(read, |_| true).map_err(|fault| BodyError::Broken(Box::new(fault)))?;
+                    if length == 0 {
+                        return Ok(None);
+                    }
+                    let fields = trailer_fields(&read.split_to(length));
+                    self.end();
+                    return Ok((!fields.is_empty()).then(|| Frame::trailers(fields)));
+                }
+            }
+        }
+    }
+
+    /// The body broke off. It is told in a poll of its own: what came before must be written first, so that
+    /// the client sees a response that is cut, and not none at all.
+    fn fail(&mut self, cx: &mut Context<'_>, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.lease = None;
+        self.failure = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The fields of a trailer section that was judged.
+fn trailer_fields(section: &[u8]) -> HeaderMap {
+    let mut room = [httparse::EMPTY_HEADER; 32];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut room) else {
+        return HeaderMap::new();
+    };
+    let pairs = fields.iter().filter_map(|field| {
+        Some((HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?))
+    });
+    pairs.collect()
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Some(error) = this.failure.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        loop {
+            match this.take() {
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(None) => {}
+                Err(error) => return this.fail(cx, error),
+            }
+            let Some(lease) = this.lease.as_mut().filter(|_| !matches!(this.framing, Framing::Over)) else {
+                return Poll::Ready(None);
+            };
+            match lease.link.poll_fill(cx) {
+                Poll::Ready(Ok(0)) if matches!(this.framing, Framing::Close) => {
+                    this.end();
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(0)) => {
+                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+                    return this.fail(cx, BodyError::Broken(Box::new(error)));
+                }
+                Poll::Ready(Ok(_)) => this.progress = Instant::now(),
+                Poll::Ready(Err(error)) => return this.fail(cx, BodyError::Broken(Box::new(error))),
+                Poll::Pending => {
+                    if !lease.link.is_late(cx, this.progress + this.silence) {
+                        return Poll::Pending;
+                    }
+                    return this.fail(cx, BodyError::Stalled);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.framing, Framing::Over)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.framing {
+            Framing::Over => SizeHint::with_exact(0),
+            Framing::Length(left) => SizeHint::with_exact(left),
+            Framing::Chunked(_) | Framing::Trailers(_) | Framing::Close => SizeHint::default(),
+        }
+    }
+}
+
+impl fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnswerBody").field("framing", &self.framing).finish_non_exhaustive()
+    }
+}
