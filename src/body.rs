@@ -8,6 +8,7 @@ pub mod collect;
 
 use std::cell::Cell;
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -17,7 +18,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::alarm::Alarm;
@@ -124,10 +124,12 @@ impl Meter {
     }
 }
 
-/// A body that streams in from hyper under a size and a silence limit.
-#[derive(Debug)]
+/// A request body as the client's protocol hands it on.
+pub type Inbound = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>;
+
+/// A body that streams in under a size and a silence limit.
 pub struct Stream {
-    incoming: Incoming,
+    incoming: Inbound,
     limit: u64,
     silence: Duration,
     /// Trailers are fields too: what no sender may say there is taken out.
@@ -139,7 +141,7 @@ pub struct Stream {
 impl Stream {
     /// Streams `incoming`: at most `limit` bytes, at most `silence` between two pieces.
     pub fn new(
-        incoming: Incoming,
+        incoming: Inbound,
         limit: u64,
         silence: Duration,
         clean_trailers: fn(&mut HeaderMap),
@@ -155,7 +157,7 @@ impl Stream {
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         use http_body::Body as _;
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.incoming.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     (self.clean_trailers)(trailers);
@@ -171,7 +173,7 @@ impl Stream {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.fail(MeterState::Broken, BodyError::Broken(error.into())),
+            Poll::Ready(Some(Err(error))) => self.fail(MeterState::Broken, error),
             Poll::Ready(None) => {
                 self.meter.set_state(MeterState::Ended);
                 Poll::Ready(None)
@@ -183,6 +185,12 @@ impl Stream {
                 self.fail(MeterState::Stalled, BodyError::Stalled)
             }
         }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("meter", &self.meter).finish_non_exhaustive()
     }
 }
 

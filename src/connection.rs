@@ -4,7 +4,6 @@
 //! deadline, held outside the protocol's code. A connection that never became a request leaves a
 //! record of its own that says why.
 
-pub mod head_gate;
 pub mod http1;
 pub mod http2;
 pub mod socket;
@@ -140,7 +139,7 @@ struct Arrival {
 impl Arrival {
     async fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds)
     where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let connection = self.connection(tls);
         let parts = Rc::clone(&self.shared.parts);

@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::addr::ClientAddr;
 use crate::body::{Body, BodyError, Meter, MeterState};
+use crate::framing::sending::SendError;
 use crate::refusal::{Failure, Refusal};
 use crate::site::SiteTable;
 use crate::site::policy::{HostPolicy, Timeouts};
@@ -35,7 +36,7 @@ use balance::Load;
 use connect::DialError;
 use link::Link;
 use pool::{InFlight, Live, Pool};
-use upload::{Upload, UploadError};
+use upload::Upload;
 
 /// All upstreams, as one worker sees them.
 #[derive(Debug, Default)]
@@ -311,11 +312,11 @@ async fn attempt(
     let head = poll_fn(|cx| {
         if let Some(upload) = upload.as_mut().filter(|_| is_writing) {
             match upload.poll_send(cx, link.wire()) {
-                Poll::Ready(Err(UploadError::Body(error))) => {
+                Poll::Ready(Err(SendError::Body(error))) => {
                     return Poll::Ready(Err(Lost::Failed(body_refusal(&error))));
                 }
                 // The endpoint takes no more. It may have said why, so its answer is still read.
-                Poll::Ready(Ok(()) | Err(UploadError::Wire(_))) => is_writing = false,
+                Poll::Ready(Ok(()) | Err(SendError::Wire(_))) => is_writing = false,
                 Poll::Pending => {}
             }
         }
@@ -330,7 +331,7 @@ async fn attempt(
                     Some(error) => format!("{label} closed the connection: {error}").into(),
                     None => format!("{label} closed the connection before it had answered").into(),
                 };
-                let lost = if link.read.is_empty() {
+                let lost = if link.intake.read.is_empty() {
                     Lost::Closed(detail)
                 } else {
                     Lost::Failed(Refusal::Failed { failure: Failure::Closed, detail })

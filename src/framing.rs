@@ -1,126 +1,104 @@
 //! The framing of HTTP/1.1, followed byte by byte: where each head, chunk, trailer section and
-//! message ends, and what of it may pass (RFC 9112). No input and output, no clock, no copies.
+//! message ends, and what of it may pass (RFC 9112). No clock, and no copies.
 //!
-//! `Follower` follows requests, heads and all. `Chunks` and `Trailers` also read the bodies of
-//! responses. The verdict and the released bytes depend on the stream alone, never on how reads cut it.
+//! `Follower` takes requests off a stream; `rest` takes the bodies of requests and responses, `sending`
+//! writes messages of either kind. The verdict depends on the stream alone, never on how reads cut it.
 
 mod fault;
 mod head;
+pub mod intake;
+pub mod rest;
+pub mod sending;
 
 pub use fault::Fault;
-pub use head::{Body, Head, Limits};
+pub use head::{Body, Head, Limits, to_request};
+
+use bytes::{Bytes, BytesMut};
 
 use head::{Lines, Scan, is_token, split_field};
+use rest::{Piece, Rest};
 
-/// Follows one message after another.
+/// Follows one request after another.
 #[derive(Clone, Debug)]
 pub struct Follower {
     limits: Limits,
     phase: Phase,
-    head: Option<Head>,
-    body_bytes: u64,
-}
-
-/// What a call of `feed` found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// So many bytes, from the first, are beyond doubt and may pass.
-    pub released: usize,
-    /// What is wrong with what follows them. The follower then stays where it is.
-    pub fault: Option<Fault>,
 }
 
 /// Where in a message the next byte stands.
 #[derive(Clone, Debug)]
 enum Phase {
     Head(Scan),
-    Length(u64),
-    Chunked(Chunks),
-    Trailers(Trailers),
-    Complete,
+    Body(Rest),
+    /// Nothing passes any more.
+    Broken(Fault),
 }
 
 impl Follower {
     /// At the first byte of a first head.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, phase: Phase::Head(Scan::default()), head: None, body_bytes: 0 }
+        Self { limits, phase: Phase::Head(Scan::default()) }
     }
 
-    /// Reads on. `bytes` begins with the first byte that was not released before and may reach
-    /// beyond the message; nothing after its end is looked at.
-    pub fn feed(&mut self, bytes: &[u8]) -> Step {
-        let mut released = 0;
-        loop {
-            match self.advance(&bytes[released..]) {
-                Ok(0) => return Step { released, fault: None },
-                Ok(passed) => released += passed,
-                Err((passed, fault)) => return Step { released: released + passed, fault: Some(fault) },
-            }
+    /// Takes the next head off what was read, when all of it is there. What follows it is not looked at.
+    ///
+    /// # Errors
+    /// What is wrong with it. Nothing passes after that.
+    pub fn head(&mut self, read: &mut BytesMut) -> Result<Option<(Head, Bytes)>, Fault> {
+        let scan = match &mut self.phase {
+            Phase::Head(scan) if !read.is_empty() => scan,
+            Phase::Head(_) | Phase::Body(_) => return Ok(None),
+            Phase::Broken(fault) => return Err(*fault),
+        };
+        let head = match scan.advance(read, self.limits) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Ok(None),
+            Err(fault) => return self.refuse(fault),
+        };
+        self.phase = Phase::Body(match head.body {
+            Body::None => Rest::Over,
+            Body::Length(length) => Rest::Length(length),
+            Body::Chunked => Rest::Chunked(Chunks::default()),
+        });
+        // What is all there is becomes the head's own memory; a view would keep the rest alive beside it.
+        let text = if read.len() == head.bytes { std::mem::take(read) } else { read.split_to(head.bytes) };
+        Ok(Some((head, text.freeze())))
+    }
+
+    /// Takes the next piece of the body off what was read. `None`: more must be read, or it is over.
+    ///
+    /// # Errors
+    /// What is wrong with its framing. Nothing passes after that.
+    pub fn body(&mut self, read: &mut BytesMut) -> Result<Option<Piece>, Fault> {
+        match &mut self.phase {
+            Phase::Head(_) => Ok(None),
+            Phase::Body(rest) => rest.take(read, may_be_trailer).or_else(|fault| self.refuse(fault)),
+            Phase::Broken(fault) => Err(*fault),
         }
+    }
+
+    fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
+        self.phase = Phase::Broken(fault);
+        Err(fault)
+    }
+
+    /// The length of what is still to come of the body, if it is known.
+    pub fn left(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Head(_) => Some(0),
+            Phase::Body(rest) => rest.length(),
+            Phase::Broken(_) => None,
+        }
+    }
+
+    /// True when the whole message was taken.
+    pub fn is_complete(&self) -> bool {
+        matches!(&self.phase, Phase::Body(rest) if rest.is_over())
     }
 
     /// Begins the next message. Called when the present one is complete.
     pub fn next_message(&mut self) {
         self.phase = Phase::Head(Scan::default());
-        self.head = None;
-        self.body_bytes = 0;
-    }
-
-    /// The head of the present message, once it was released.
-    pub fn head(&self) -> Option<Head> {
-        self.head
-    }
-
-    /// Bytes of the present message after its head that were released, chunk framing included.
-    pub fn body_bytes(&self) -> u64 {
-        self.body_bytes
-    }
-
-    /// True when the whole message was released.
-    pub fn is_complete(&self) -> bool {
-        matches!(self.phase, Phase::Complete)
-    }
-
-    /// Reads within one phase: how many bytes may pass, and perhaps what is wrong after them.
-    fn advance(&mut self, bytes: &[u8]) -> Result<usize, (usize, Fault)> {
-        match &mut self.phase {
-            Phase::Head(scan) => {
-                let Some(head) = scan.advance(bytes, self.limits).map_err(|fault| (0, fault))? else { return Ok(0) };
-                self.head = Some(head);
-                self.phase = match head.body {
-                    Body::None => Phase::Complete,
-                    Body::Length(length) => Phase::Length(length),
-                    Body::Chunked => Phase::Chunked(Chunks::default()),
-                };
-                Ok(head.bytes)
-            }
-            Phase::Length(left) => {
-                let passed = at_most(*left, bytes.len());
-                *left -= passed as u64;
-                if *left == 0 {
-                    self.phase = Phase::Complete;
-                }
-                self.body_bytes += passed as u64;
-                Ok(passed)
-            }
-            Phase::Chunked(chunks) => {
-                let (passed, fault) = chunks.advance(bytes);
-                if chunks.is_last() {
-                    self.phase = Phase::Trailers(Trailers::default());
-                }
-                self.body_bytes += passed as u64;
-                fault.map_or(Ok(passed), |fault| Err((passed, fault)))
-            }
-            Phase::Trailers(trailers) => {
-                let passed = trailers.advance(bytes, may_be_trailer).map_err(|fault| (0, fault))?;
-                if passed > 0 {
-                    self.phase = Phase::Complete;
-                }
-                self.body_bytes += passed as u64;
-                Ok(passed)
-            }
-            Phase::Complete => Ok(0),
-        }
     }
 }
 
@@ -173,18 +151,6 @@ enum ChunkState {
 impl Chunks {
     /// Bytes of chunk extensions that one message may have, our choice: only attacks use many.
     const MAX_EXTENSIONS: usize = 4 << 10;
-
-    /// Reads on, up to the end of the last chunk's line: how many bytes passed, and what is wrong after them.
-    fn advance(&mut self, bytes: &[u8]) -> (usize, Option<Fault>) {
-        let mut at = 0;
-        while at < bytes.len() && !self.is_last() {
-            match self.next_data(&bytes[at..]) {
-                Ok((framing, data)) => at += framing + data,
-                Err((framing, fault)) => return (at + framing, Some(fault)),
-            }
-        }
-        (at, None)
-    }
 
     /// Reads on to the next data: how many bytes of framing come first, and how many of data follow them.
     ///
@@ -277,7 +243,7 @@ impl Trailers {
     /// Bytes with the last empty line, our choice; below hyper's own 16 KiB.
     const MAX_BYTES: usize = 8 << 10;
     /// Fields, our choice.
-    const MAX_FIELDS: usize = 32;
+    pub const MAX_FIELDS: usize = 32;
 
     /// Reads on. `bytes` begins with the first byte of the section at each call. Returns the length of
     /// the section when it is complete, else 0.

@@ -16,6 +16,7 @@ pub mod listen;
 pub mod policy;
 pub mod refusal;
 pub mod request;
+pub mod scratch;
 pub mod server;
 pub mod site;
 pub mod snapshot;

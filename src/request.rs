@@ -21,13 +21,12 @@ use std::time::Duration;
 use http::header::LOCATION;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
+use http_body::Body as _;
 
 use crate::access_log::AccessLog;
 use crate::addr::{ListenAddr, PeerAddr};
 use crate::body::collect::{CollectError, collect};
-use crate::body::{Body, BodyError, Meter, Stream};
+use crate::body::{Body, BodyError, Inbound, Meter, Stream};
 use crate::drain::Drain;
 use crate::forward::tunnel::{Duplex, End};
 use crate::forward::{Plan, Upstreams};
@@ -86,7 +85,7 @@ pub trait Carrier {
     /// The longest time in which the client may take no byte that is ready for it.
     fn limit_send(&self, limit: Duration);
     /// The request becomes a tunnel: after our answer nothing is HTTP. Called once, before that is returned.
-    fn tunnel(&self, switched: OnUpgrade) -> ClientSide;
+    fn tunnel(&self) -> ClientSide;
 }
 
 /// The client's side of a tunnel, as soon as it has switched; `None` when it went away before.
@@ -97,7 +96,7 @@ pub async fn serve(
     parts: Rc<Parts>,
     connection: Rc<Connection>,
     carrier: Rc<dyn Carrier>,
-    request: Request<Incoming>,
+    request: Request<Option<Inbound>>,
 ) -> Response<ReplyBody> {
     connection.requests.set(connection.requests.get() + 1);
     let (mut head, incoming) = request.into_parts();
@@ -110,7 +109,11 @@ pub async fn serve(
 }
 
 /// Decides one request.
-async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: Incoming) -> Result<Reply, Refusal> {
+async fn answer(
+    exchange: &mut Exchange,
+    head: &mut request::Parts,
+    incoming: Option<Inbound>,
+) -> Result<Reply, Refusal> {
     let generation = Arc::clone(&exchange.generation);
     let table = &generation.table;
 
@@ -141,7 +144,7 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
 
     // Everything that can be judged by the head is judged before a byte of the body is read.
     policy::check_head(head, &route.limits).map_err(|_| Refusal::HeadTooLarge)?;
-    judge::check_length(head, &incoming, &route.limits)?;
+    judge::check_length(head, incoming.as_ref(), &route.limits)?;
     if let Some(origins) = &route.origins
         && !policy::origin_allowed(origins, head, is_tunnel)
     {
@@ -172,7 +175,7 @@ async fn answer(exchange: &mut Exchange, head: &mut request::Parts, incoming: In
 async fn pass_on(
     exchange: &mut Exchange,
     head: &mut request::Parts,
-    incoming: Incoming,
+    incoming: Option<Inbound>,
     host: &RequestHost,
     route: &Arc<Route>,
     forward: &Forward,
@@ -245,13 +248,11 @@ fn is_mount_without_slash(head: &request::Parts, forward: &Forward) -> bool {
 /// The body as it goes upstream: streamed, or collected first where the route says so.
 async fn request_body(
     exchange: &mut Exchange,
-    incoming: Incoming,
+    incoming: Option<Inbound>,
     route: &Route,
     forward: &Forward,
 ) -> Result<Body, Refusal> {
-    if incoming.is_end_stream() {
-        return Ok(Body::Empty);
-    }
+    let Some(incoming) = incoming.filter(|incoming| !incoming.is_end_stream()) else { return Ok(Body::Empty) };
     let meter = Meter::new();
     exchange.request_meter = Some(Rc::clone(&meter));
     let stream = Stream::new(incoming, route.limits.body, route.timeouts.request_body, headers::clean_trailers, meter);

@@ -1,35 +1,38 @@
-//! HTTP/1.1 (RFC 9112) on one connection: the head gate below, hyper above it.
+//! HTTP/1.1 (RFC 9112) on one connection: head → request → response → the next head.
+//!
+//! Heads come from `framing`, which lets only unambiguous messages through, one at a time: the next one waits
+//! until the exchange has ended. What is no request is answered here. Deadlines bound each wait for the
+//! client, and one that goes away is noticed at once, because the work for it must stop.
 
-use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
-use std::future::{Future as _, poll_fn};
+mod farewell;
+mod line;
+mod outbound;
+
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::head_gate::{self, Deadlines, Fault, GateHandle, HeadGate, Limits, RequestId};
 use super::socket::SocketHandle;
 use super::{Answered, Bounds, Ending};
-use crate::drain::Phase;
+use crate::body::{BodyError, Inbound};
+use crate::drain::{Drain, Phase};
 use crate::forward::tunnel::{Duplex, End};
+use crate::framing::sending::{SendError, Sending};
+use crate::framing::{Body, Fault, Head, Limits, to_request};
 use crate::policy::headers;
 use crate::refusal::{self, Refusal};
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
-
-/// Our choice: bulk moves in large pieces, and a slow reader holds no more than this.
-const READ_BUFFER: usize = 64 << 10;
+use line::{Line, Next, RequestBody};
 
 /// Serves one connection to its end.
 pub async fn serve<S>(
@@ -37,133 +40,217 @@ pub async fn serve<S>(
     connection: Rc<Connection>,
     stream: S,
     bounds: Bounds,
-    accepted: Instant,
+    accepted: std::time::Instant,
     socket: SocketHandle,
 ) -> Ending
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let drain = parts.drain.clone();
-    let deadlines =
-        Deadlines { head: bounds.head, keep_alive: bounds.keep_alive, first: (accepted + bounds.head).into() };
-    let limits = Limits { bytes: bounds.head_bytes, fields: bounds.head_fields };
-    let (gate, handle) = HeadGate::new(stream, deadlines, limits, raw_answer);
-    let switch = Rc::new(Switch::default());
-    let carrier: Rc<dyn Carrier> =
-        Rc::new(Http1 { handle: handle.clone(), exchange: RefCell::default(), socket, switch: Rc::downgrade(&switch) });
-    let is_upgrade_open = Rc::new(Cell::new(false));
-    let asked = Rc::clone(&is_upgrade_open);
-    let service = service_fn(move |request: Request<Incoming>| {
-        if request.extensions().get::<OnUpgrade>().is_some() {
-            asked.set(true);
+    let terms = Terms {
+        limits: Limits { bytes: bounds.head_bytes, fields: bounds.head_fields },
+        head: bounds.head,
+        keep_alive: bounds.keep_alive,
+        first: (accepted + bounds.head).into(),
+        answer: raw_answer,
+    };
+    let talk = Rc::new(Talk::default());
+    let carrier: Rc<dyn Carrier> = Rc::new(Http1 { talk: Rc::clone(&talk), socket });
+    // Boxed, so that an idle connection has no room for a request.
+    let work =
+        |request| Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request));
+    match converse(stream, &terms, &talk, &drain, work).await {
+        Over::Tunnel(stream, early) => {
+            if let Some(tunnel) = talk.tunnel.take() {
+                // A tunnel that was given up meanwhile closes the stream.
+                let _ = tunnel.send(End { io: Box::new(stream), early });
+            }
+            Ending::quiet("closed", "it became a tunnel")
         }
-        let served = request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request);
-        async move { Ok::<_, Infallible>(served.await) }
-    });
-    let mut builder = http1::Builder::new();
-    // The gate holds the deadlines of heads; hyper's own would be one for head and keep-alive together.
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_header_size(bounds.head_bytes.max(MIN_HEAD_BUFFER))
-        .max_buf_size(READ_BUFFER.max(bounds.head_bytes));
-    if bounds.head_fields > DEFAULT_FIELDS {
-        builder.max_headers(bounds.head_fields);
+        Over::Gone(why) => Ending::quiet("closed", why),
+        Over::Fault(fault, id) => {
+            let kind = match fault {
+                Fault::HeadTimeout | Fault::Silent => "timeout",
+                Fault::Idle => "idle",
+                _ => "http",
+            };
+            let answer = id.map(|id| Answered { id, status: fault.status(), code: fault.code() });
+            Ending { kind, why: fault.to_string(), answer, is_fault: kind == "http" }
+        }
     }
-    let mut serving = builder.serve_connection(TokioIo::new(gate), service);
+}
+
+/// Under which terms a connection is served.
+struct Terms {
+    limits: Limits,
+    /// From the first byte of a head to its last, whatever trickles in between.
+    head: Duration,
+    /// From the end of an exchange to the first byte of the next head.
+    keep_alive: Duration,
+    /// When the first byte of the first head must be there.
+    first: Instant,
+    /// Makes the complete response to a bad head, and says the request ID that it names.
+    answer: fn(Fault) -> (Box<str>, Bytes),
+}
+
+/// What the conversation and the request tell each other.
+#[derive(Default)]
+struct Talk {
+    /// From the first byte of the present head to its last.
+    head_took: Cell<Duration>,
+    /// What is wrong with the framing of the present body.
+    body_fault: Cell<Option<Fault>>,
+    /// Where the stream goes when the present request becomes a tunnel.
+    tunnel: Cell<Option<Switch>>,
+}
+
+/// Takes the stream of a connection that became a tunnel.
+type Switch = oneshot::Sender<End<Box<dyn Duplex>>>;
+
+/// How a conversation ended.
+enum Over<S> {
+    /// What follows is no HTTP: the stream, and what came early on it.
+    Tunnel(S, Bytes),
+    /// One side closed it.
+    Gone(&'static str),
+    /// The client broke a rule or a deadline; with the ID in our answer, if it got one.
+    Fault(Fault, Option<Box<str>>),
+}
+
+const LEFT: &str = "the client closed it before a request";
+
+/// Serves one request after another.
+async fn converse<S, W, B>(
+    stream: S,
+    terms: &Terms,
+    talk: &Rc<Talk>,
+    drain: &Drain,
+    mut work: impl FnMut(Request<Option<Inbound>>) -> Pin<Box<W>>,
+) -> Over<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    W: Future<Output = Response<B>>,
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
+    let line = Rc::new(Line::new(stream, terms, Rc::clone(talk)));
+    loop {
+        let (head, text) = match next(&line, drain).await {
+            Some(Next::Head(head, text)) => (head, text),
+            Some(Next::Fault(fault)) => return refuse(line, terms, fault).await,
+            Some(Next::Closed) | None => {
+                Box::pin(farewell::close(&line, Bytes::new(), false)).await;
+                return Over::Gone(LEFT);
+            }
+        };
+        let request = match to_request(&head, &text) {
+            Ok(request) => request,
+            Err(fault) => return refuse(line, terms, fault).await,
+        };
+        drop(text);
+        let body = (head.body != Body::None).then(|| RequestBody::new(&line, &head));
+        let mut working = work(request.map(|()| body.map(|body| Box::pin(body) as Inbound)));
+        let answered = poll_fn(|cx| match working.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => line.poll_gone(cx).map(|()| None),
+        });
+        let Some(response) = answered.await else { return Over::Gone("the client went away") };
+        drop(working);
+
+        let is_tunnel = head.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let closes = head.is_old || head.says_close || drain.phase() >= Phase::Draining || line.leaves_body();
+        if let Err(why) = respond(&line, response, &head, closes).await {
+            return Over::Gone(why);
+        }
+        if is_tunnel {
+            let Some((stream, early)) = Rc::into_inner(line).map(Line::into_parts) else { return Over::Gone(LEFT) };
+            return Over::Tunnel(stream, early);
+        }
+        let is_whole = poll_fn(|cx| line.poll_body_over(cx)).await;
+        if closes || !is_whole {
+            Box::pin(farewell::close(&line, Bytes::new(), !is_whole)).await;
+            return Over::Gone("it was closed after a response");
+        }
+        line.next_message();
+    }
+}
+
+/// Waits for the next head. `None` when the edge stops before one has begun.
+async fn next<S>(line: &Line<S>, drain: &Drain) -> Option<Next>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut draining = pin!(drain.reached(Phase::Draining));
-    let (mut is_draining, mut is_told) = (false, false);
+    let mut is_draining = false;
     let mut patience: Option<Pin<Box<Sleep>>> = None;
-    let ended = poll_fn(|cx| {
-        loop {
-            if let Poll::Ready(ended) = Pin::new(&mut serving).poll(cx) {
-                // Once a request has asked for an upgrade, granted or not, hyper ends without closing the
-                // stream. Asked again, it closes: with close_notify, and with the gate's patience.
-                if ended.is_ok() && is_upgrade_open.take() && !handle.is_upgraded() {
-                    continue;
-                }
-                return Poll::Ready(ended);
-            }
-            is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
-            if is_told || !is_draining {
-                return Poll::Pending;
-            }
-            // hyper closes a connection on which it has read nothing. This one was accepted, so its
-            // first request may be on the way: it is told once that has come, or after a moment.
-            if handle.bytes_read() == 0 {
-                ready!(patience.get_or_insert_with(|| Box::pin(sleep(FIRST_REQUEST))).as_mut().poll(cx));
-            }
-            is_told = true;
-            Pin::new(&mut serving).graceful_shutdown();
+    poll_fn(|cx| {
+        if let Poll::Ready(next) = line.poll_head(cx) {
+            return Poll::Ready(Some(next));
         }
+        is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
+        if !is_draining || line.is_in_head() {
+            return Poll::Pending;
+        }
+        // This connection was accepted, so its first request may be on the way.
+        if !line.has_read() {
+            ready!(patience.get_or_insert_with(|| Box::pin(sleep(FIRST_REQUEST))).as_mut().poll(cx));
+        }
+        Poll::Ready(None)
     })
-    .await;
-    if ended.is_ok()
-        && let Some(tunnel) = switch.take()
-    {
-        let parts = serving.into_parts();
-        // A tunnel that was given up meanwhile closes the stream.
-        let _ = tunnel.send(client_end(parts.io.into_inner(), parts.read_buf));
-    }
-    ending(ended, &handle)
+    .await
 }
 
 /// How long a drain waits for the first bytes of an open connection. As `server` does, our choice:
 /// longer than an honest round trip, shorter than a browser's silent preconnect.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
-/// hyper keeps this many fields without an allocation.
-const DEFAULT_FIELDS: usize = 100;
+/// Writes a response to its end. Fails when the client went away, or the body broke off.
+async fn respond<S, B>(line: &Line<S>, response: Response<B>, head: &Head, closes: bool) -> Result<(), &'static str>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
+    let (parts, body) = response.into_parts();
+    let (text, framing) = outbound::head(&parts, &body, head, closes, line.take_interim());
+    drop(parts);
+    let mut sending = Sending::new(text, body, framing);
+    poll_fn(|cx| match sending.poll_send(cx, line.stream()) {
+        Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+        Poll::Ready(Err(SendError::Body(_))) => Poll::Ready(Err("a response broke off")),
+        Poll::Ready(Err(SendError::Wire(_))) => Poll::Ready(Err("the client went away")),
+        // A client that closed its side while the last bytes are on their way still gets them.
+        Poll::Pending if sending.is_body_read() => Poll::Pending,
+        Poll::Pending => line.poll_gone(cx).map(|()| Err("the client went away")),
+    })
+    .await
+}
 
-/// hyper refuses a smaller buffer.
-const MIN_HEAD_BUFFER: usize = 8 << 10;
-
-fn ending(ended: hyper::Result<()>, handle: &GateHandle) -> Ending {
-    if let Some(fault) = handle.fault() {
-        let kind = match fault {
-            Fault::HeadTimeout | Fault::Silent => "timeout",
-            Fault::Idle => "idle",
-            _ => "http",
-        };
-        let answered = |id: &str| Answered { id: id.into(), status: fault.status(), code: fault.code() };
-        let answer = handle.answer_id().map(answered);
-        return Ending { kind, why: fault.to_string(), answer, is_fault: kind == "http" };
-    }
-    match ended {
-        Ok(()) => Ending::quiet("closed", "the client closed it before a request"),
-        Err(error) => Ending::quiet("closed", error.to_string()),
-    }
+/// Ends a connection whose next message is no request, with the answer that it gets.
+async fn refuse<S>(line: Rc<Line<S>>, terms: &Terms, fault: Fault) -> Over<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (id, answer) = if fault.is_answered() {
+        let (id, answer) = (terms.answer)(fault);
+        (Some(id), answer)
+    } else {
+        (None, Bytes::new())
+    };
+    let lingers = id.is_some();
+    Box::pin(farewell::close(&line, answer, lingers)).await;
+    Over::Fault(fault, id)
 }
 
 /// The answer to a head that never became a request, under an ID that the record names too.
-fn raw_answer(fault: Fault) -> (RequestId, Bytes) {
+fn raw_answer(fault: Fault) -> (Box<str>, Bytes) {
     let id = headers::request_id(&HeaderMap::new(), false);
     let id = id.to_str().unwrap_or_default();
     (id.into(), refusal::raw_answer(fault.status(), fault.code(), fault.words(), id))
 }
 
-/// The client's side of a tunnel. hyper's and the gate's buffers are dropped; what they had read goes first.
-fn client_end<S>(gate: HeadGate<S>, read: Bytes) -> End<Box<dyn Duplex>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let (stream, held) = gate.into_parts();
-    // Copied, because a view of hyper's buffer, even an empty one, keeps all of it in memory.
-    let early = Bytes::from_iter(read.into_iter().chain(held));
-    End { io: Box::new(stream), early }
-}
-
-/// Where the stream goes when the connection becomes a tunnel.
-type Switch = RefCell<Option<oneshot::Sender<End<Box<dyn Duplex>>>>>;
-
 /// HTTP/1.1 as the carrier of requests: one at a time.
 struct Http1 {
-    handle: GateHandle,
-    /// While it is there, the gate holds the next message back.
-    exchange: RefCell<Option<head_gate::Exchange>>,
+    talk: Rc<Talk>,
     socket: SocketHandle,
-    /// Owned by the connection, so that a tunnel which waits hears of its end.
-    switch: Weak<Switch>,
 }
 
 impl Carrier for Http1 {
@@ -172,19 +259,15 @@ impl Carrier for Http1 {
     }
 
     fn head_time(&self) -> Duration {
-        self.handle.head().took
+        self.talk.head_took.get()
     }
 
-    fn begun(&self) {
-        *self.exchange.borrow_mut() = Some(self.handle.exchange());
-    }
+    fn begun(&self) {}
 
-    fn ended(&self) {
-        *self.exchange.borrow_mut() = None;
-    }
+    fn ended(&self) {}
 
     fn body_fault(&self) -> Option<Refusal> {
-        let fault = self.handle.body_fault()?;
+        let fault = self.talk.body_fault.get()?;
         Some(Refusal::Malformed { status: fault.status(), code: fault.code(), why: fault.words() })
     }
 
@@ -192,12 +275,12 @@ impl Carrier for Http1 {
         self.socket.limit_send(limit);
     }
 
-    fn tunnel(&self, _: OnUpgrade) -> ClientSide {
-        self.handle.upgraded();
+    fn tunnel(&self) -> ClientSide {
         let (sender, switched) = oneshot::channel();
-        if let Some(switch) = self.switch.upgrade() {
-            *switch.borrow_mut() = Some(sender);
-        }
+        self.talk.tunnel.set(Some(sender));
         Box::pin(async { switched.await.ok() })
     }
 }
+
+#[cfg(test)]
+mod tests;

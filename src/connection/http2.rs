@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Version};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -26,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::socket::SocketHandle;
 use super::{Bounds, Ending};
-use crate::body::BodyError;
+use crate::body::{BodyError, Inbound};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
 use crate::refusal::Refusal;
@@ -63,10 +64,19 @@ where
     let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()), rests: Notify::new() });
     let streams = Streams::default();
     let (for_requests, of_requests, opened) = (Rc::clone(&connection), Rc::clone(&activity), streams.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let pace = Rc::new(Pace::new());
         opened.0.set(Some(Rc::clone(&pace)));
-        let carrier = Http2 { activity: Rc::clone(&of_requests), socket: socket.clone(), pace: Rc::clone(&pace) };
+        let carrier = Http2 {
+            activity: Rc::clone(&of_requests),
+            socket: socket.clone(),
+            pace: Rc::clone(&pace),
+            switch: Cell::new(request.extensions_mut().remove::<OnUpgrade>()),
+        };
+        let request = request.map(|body| {
+            let body = (!body.is_end_stream()).then_some(body)?;
+            Some(Box::pin(body.map_err(|error| BodyError::Broken(error.into()))) as Inbound)
+        });
         let served = request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request);
         async move { Ok::<_, Infallible>(served.await.map(|body| Paced { body, piece: Bytes::new(), pace })) }
     });
@@ -158,11 +168,12 @@ impl Activity {
 }
 
 /// HTTP/2 as the carrier of requests.
-#[derive(Debug)]
 struct Http2 {
     activity: Rc<Activity>,
     socket: SocketHandle,
     pace: Rc<Pace>,
+    /// Present on an extended CONNECT.
+    switch: Cell<Option<OnUpgrade>>,
 }
 
 impl Carrier for Http2 {
@@ -192,10 +203,10 @@ impl Carrier for Http2 {
         self.pace.limit.set(limit);
     }
 
-    fn tunnel(&self, switched: OnUpgrade) -> ClientSide {
-        let activity = Rc::clone(&self.activity);
+    fn tunnel(&self) -> ClientSide {
+        let (activity, switch) = (Rc::clone(&self.activity), self.switch.take());
         Box::pin(async move {
-            let io = TokioIo::new(switched.await.ok()?);
+            let io = TokioIo::new(switch?.await.ok()?);
             activity.enter();
             let io: Box<dyn Duplex> = Box::new(OpenStream { io, activity });
             Some(End { io, early: Bytes::new() })

@@ -23,7 +23,8 @@ use super::connect::EndpointStream;
 use super::link::Link;
 use super::pool::InFlight;
 use crate::body::BodyError;
-use crate::framing::{Chunks, Trailers};
+use crate::framing::Chunks;
+use crate::framing::rest::{Piece, Rest, trailer_fields};
 use crate::site::upstream::Endpoint;
 
 /// A response head, and the connection that its body comes from.
@@ -52,20 +53,9 @@ impl Answer {
 /// A response head, and what it says about the bytes after it.
 pub(super) struct Head {
     response: Response<()>,
-    framing: Framing,
+    rest: Rest,
     /// Whether the connection may serve again.
     is_persistent: bool,
-}
-
-/// What is still to come of a body.
-#[derive(Debug)]
-enum Framing {
-    Over,
-    Length(u64),
-    Chunked(Chunks),
-    Trailers(Trailers),
-    /// As long as the connection.
-    Close,
 }
 
 impl Head {
@@ -91,8 +81,8 @@ const MAX_FIELDS: usize = 100;
 /// Reads until a head is complete. Interim responses (RFC 9110 15.2) are read and not passed on.
 pub(super) fn poll_head(link: &mut Link, cx: &mut Context<'_>, is_head: bool) -> Poll<Result<Head, NoHead>> {
     loop {
-        if !link.read.is_empty()
-            && let Some(head) = parse(&mut link.read, is_head).map_err(NoHead::Malformed)?
+        if !link.intake.read.is_empty()
+            && let Some(head) = parse(&mut link.intake.read, is_head).map_err(NoHead::Malformed)?
         {
             if head.response.status().is_informational() && head.response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 continue;
@@ -146,9 +136,9 @@ fn parse(read: &mut BytesMut, is_head: bool) -> Result<Option<Head>, &'static st
         let value = HeaderValue::from_maybe_shared(head.slice(place));
         map.append(name, value.map_err(|_| "a field value has a control character")?);
     }
-    let framing = framing(status, map, is_old, is_head)?;
-    let is_persistent = !is_old && !matches!(framing, Framing::Close) && !says_close(map);
-    Ok(Some(Head { response, framing, is_persistent }))
+    let rest = rest(status, map, is_old, is_head)?;
+    let is_persistent = !is_old && !matches!(rest, Rest::Close) && !says_close(map);
+    Ok(Some(Head { response, rest, is_persistent }))
 }
 
 /// What the edge adds to a response, so that the map does not grow.
@@ -172,17 +162,17 @@ fn has_bare_lf(head: &[u8]) -> bool {
 }
 
 /// How the body ends (RFC 9112 6.3).
-fn framing(status: StatusCode, fields: &HeaderMap, is_old: bool, is_head: bool) -> Result<Framing, &'static str> {
+fn rest(status: StatusCode, fields: &HeaderMap, is_old: bool, is_head: bool) -> Result<Rest, &'static str> {
     let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
     let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
-    let framing = match (codings.next(), lengths.next()) {
+    let rest = match (codings.next(), lengths.next()) {
         (Some(_), Some(_)) => return Err("it has a length and a transfer coding"),
         (Some(_), None) if is_old => return Err("it has a transfer coding in HTTP/1.0"),
         (Some(coding), None) => {
             if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
                 return Err("its transfer coding is not chunked");
             }
-            Framing::Chunked(Chunks::default())
+            Rest::Chunked(Chunks::default())
         }
         (None, Some(length)) => {
             // 19 digits always fit 64 bits.
@@ -190,15 +180,15 @@ fn framing(status: StatusCode, fields: &HeaderMap, is_old: bool, is_head: bool) 
             let digits = digits.filter(|digits| (1..=19).contains(&digits.len()) && lengths.next().is_none());
             let digits = digits.ok_or("its length is repeated or not a number")?;
             match digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')) {
-                0 => Framing::Over,
-                length => Framing::Length(length),
+                0 => Rest::Over,
+                length => Rest::Length(length),
             }
         }
-        (None, None) => Framing::Close,
+        (None, None) => Rest::Close,
     };
     let is_bodiless =
         is_head || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    Ok(if is_bodiless { Framing::Over } else { framing })
+    Ok(if is_bodiless { Rest::Over } else { rest })
 }
 
 fn says_close(fields: &HeaderMap) -> bool {
@@ -210,7 +200,7 @@ fn says_close(fields: &HeaderMap) -> bool {
 /// A response body as it comes. When it has ended, its connection serves again; dropped before, it closes.
 pub struct AnswerBody {
     lease: Option<Lease>,
-    framing: Framing,
+    rest: Rest,
     is_persistent: bool,
     silence: Duration,
     progress: Instant,
@@ -221,12 +211,12 @@ pub struct AnswerBody {
 impl AnswerBody {
     /// The body after a head, with at most `silence` between two pieces.
     pub(super) fn new(head: Head, lease: Lease, silence: Duration) -> Response<Self> {
-        let Head { response, framing, is_persistent } = head;
+        let Head { response, rest, is_persistent } = head;
         let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         response.map(|()| {
             let progress = Instant::now();
-            let mut body = Self { lease: Some(lease), framing, is_persistent, silence, progress, failure: None };
-            if matches!(body.framing, Framing::Over) && !is_tunnel {
+            let mut body = Self { lease: Some(lease), rest, is_persistent, silence, progress, failure: None };
+            if body.rest.is_over() && !is_tunnel {
                 body.end();
             }
             body
@@ -235,7 +225,7 @@ impl AnswerBody {
 
     /// The last byte is here: the connection serves again, if both sides agree.
     fn end(&mut self) {
-        self.framing = Framing::Over;
+        self.rest = Rest::Over;
         if let Some(lease) = self.lease.take()
             && self.is_persistent
         {
@@ -246,49 +236,19 @@ impl AnswerBody {
     /// The next piece that is here already.
     fn take(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
         let Some(lease) = &mut self.lease else { return Ok(None) };
-        let read = &mut lease.link.read;
-        if read.is_empty() {
-            return Ok(None);
+        // What may not trail is taken out later; it is no reason to break off a whole answer.
+        let piece = self.rest.take(&mut lease.link.intake.read, |_| true);
+        let piece = piece.map_err(|fault| BodyError::Broken(Box::new(fault)))?;
+        if self.rest.is_over() {
+            self.end();
         }
-        loop {
-            match &mut self.framing {
-                Framing::Over => return Ok(None),
-                Framing::Close => return Ok(Some(Frame::data(read.split().freeze()))),
-                Framing::Length(left) => {
-                    let length = usize::try_from(*left).map_or(read.len(), |left| left.min(read.len()));
-                    *left -= length as u64;
-                    let is_last = *left == 0;
-                    let data = read.split_to(length).freeze();
-                    if is_last {
-                        self.end();
-                    }
-                    return Ok(Some(Frame::data(data)));
-                }
-                Framing::Chunked(chunks) => {
-                    let (framing, data) =
-                        chunks.next_data(read).map_err(|(_, fault)| BodyError::Broken(Box::new(fault)))?;
-                    bytes::Buf::advance(read, framing);
-                    if data > 0 {
-                        return Ok(Some(Frame::data(read.split_to(data).freeze())));
-                    }
-                    if !chunks.is_last() {
-                        return Ok(None);
-                    }
-                    self.framing = Framing::Trailers(Trailers::default());
-                }
-                Framing::Trailers(trailers) => {
-                    // What may not trail is taken out later; it is no reason to break off a whole answer.
-                    let length =
-                        trailers.advance(read, |_| true).map_err(|fault| BodyError::Broken(Box::new(fault)))?;
-                    if length == 0 {
-                        return Ok(None);
-                    }
-                    let fields = trailer_fields(&read.split_to(length));
-                    self.end();
-                    return Ok((!fields.is_empty()).then(|| Frame::trailers(fields)));
-                }
+        Ok(match piece {
+            Some(Piece::Data(data)) => Some(Frame::data(data)),
+            Some(Piece::Trailers(section)) => {
+                Some(trailer_fields(&section)).filter(|fields| !fields.is_empty()).map(Frame::trailers)
             }
-        }
+            None => None,
+        })
     }
 
     /// The body broke off. It is told in a poll of its own: what came before must be written first, so that
@@ -299,18 +259,6 @@ impl AnswerBody {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
-}
-
-/// The fields of a trailer section that was judged.
-fn trailer_fields(section: &[u8]) -> HeaderMap {
-    let mut room = [httparse::EMPTY_HEADER; 32];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut room) else {
-        return HeaderMap::new();
-    };
-    let pairs = fields.iter().filter_map(|field| {
-        Some((HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?))
-    });
-    pairs.collect()
 }
 
 impl http_body::Body for AnswerBody {
@@ -328,11 +276,11 @@ impl http_body::Body for AnswerBody {
                 Ok(None) => {}
                 Err(error) => return this.fail(cx, error),
             }
-            let Some(lease) = this.lease.as_mut().filter(|_| !matches!(this.framing, Framing::Over)) else {
+            let Some(lease) = this.lease.as_mut().filter(|_| !this.rest.is_over()) else {
                 return Poll::Ready(None);
             };
             match lease.link.poll_fill(cx) {
-                Poll::Ready(Ok(0)) if matches!(this.framing, Framing::Close) => {
+                Poll::Ready(Ok(0)) if matches!(this.rest, Rest::Close) => {
                     this.end();
                     return Poll::Ready(None);
                 }
@@ -353,20 +301,16 @@ impl http_body::Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.framing, Framing::Over)
+        self.rest.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.framing {
-            Framing::Over => SizeHint::with_exact(0),
-            Framing::Length(left) => SizeHint::with_exact(left),
-            Framing::Chunked(_) | Framing::Trailers(_) | Framing::Close => SizeHint::default(),
-        }
+        self.rest.length().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
 impl fmt::Debug for AnswerBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AnswerBody").field("framing", &self.framing).finish_non_exhaustive()
+        f.debug_struct("AnswerBody").field("rest", &self.rest).finish_non_exhaustive()
     }
 }

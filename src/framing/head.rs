@@ -6,6 +6,9 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Uri, Version};
+
 use super::fault::Fault;
 use crate::addr::{HostBuffer, split_authority};
 
@@ -41,10 +44,71 @@ pub enum Body {
 pub struct Head {
     /// Bytes from the first to the last empty line.
     pub bytes: usize,
+    /// How many fields it has.
+    pub fields: usize,
     /// How the body ends.
     pub body: Body,
     /// True for a GET that asks for WebSocket: what follows may be no HTTP any more.
     pub is_upgrade: bool,
+    /// A HEAD: the response has no body.
+    pub is_head: bool,
+    /// HTTP/1.0: no chunks, no interim responses, and the connection ends with the response.
+    pub is_old: bool,
+    /// The client asks to close the connection after the response (RFC 9112 9.6).
+    pub says_close: bool,
+    /// The client waits for a 100 before it sends the body (RFC 9110 10.1.1).
+    pub expects_continue: bool,
+    /// The client takes trailers (RFC 9110 10.1.4).
+    pub takes_trailers: bool,
+}
+
+/// The request of a head without fault, with its fields as they came.
+///
+/// # Errors
+/// When the target is none that the URI type can hold.
+pub fn to_request(head: &Head, text: &Bytes) -> Result<Request<()>, Fault> {
+    let mut request = Request::new(());
+    let mut lines = Lines::default();
+    // An empty line may stand first (RFC 9112 2.2).
+    let mut line = next_range(&mut lines, text);
+    if line.is_empty() {
+        line = next_range(&mut lines, text);
+    }
+    let start = line.start;
+    let line = &text[line];
+    let method = memchr::memchr(b' ', line).unwrap_or(line.len());
+    let target = memchr::memrchr(b' ', line).unwrap_or(line.len());
+    *request.method_mut() = http::Method::from_bytes(&line[..method]).map_err(|_| Fault::Method)?;
+    let target = text.slice(start + (method + 1).min(target)..start + target);
+    *request.uri_mut() = Uri::from_maybe_shared(target).map_err(|_| Fault::TargetByte)?;
+    *request.version_mut() = if head.is_old { Version::HTTP_10 } else { Version::HTTP_11 };
+    let fields = request.headers_mut();
+    fields.reserve(head.fields + ROOM);
+    loop {
+        let line = next_range(&mut lines, text);
+        if line.is_empty() {
+            return Ok(request);
+        }
+        let bytes = &text[line.clone()];
+        let colon = memchr::memchr(b':', bytes).ok_or(Fault::FieldName)?;
+        let name = HeaderName::from_bytes(&bytes[..colon]).map_err(|_| Fault::FieldName)?;
+        let value = trim(&bytes[colon + 1..]);
+        let at = line.end - bytes[colon + 1..].trim_ascii_start().len();
+        let value = HeaderValue::from_maybe_shared(text.slice(at..at + value.len()));
+        fields.append(name, value.map_err(|_| Fault::FieldValue)?);
+    }
+}
+
+/// What the edge adds to a request, so that the map does not grow.
+const ROOM: usize = 8;
+
+/// Where the next line of a complete head stands; empty at its end.
+fn next_range(lines: &mut Lines, text: &[u8]) -> Range<usize> {
+    let start = lines.position();
+    match lines.next(text) {
+        Ok(Some(line)) => start..start + line.len(),
+        Ok(None) | Err(_) => start..start,
+    }
 }
 
 /// The complete lines of a growing text, each handed out once.
@@ -82,6 +146,7 @@ impl Lines {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
     Get,
+    Head,
     Options,
     Connect,
     Other,
@@ -114,6 +179,8 @@ pub(super) struct Scan {
     is_chunked: bool,
     is_websocket: bool,
     has_expectation: bool,
+    says_close: bool,
+    takes_trailers: bool,
 }
 
 impl Scan {
@@ -159,6 +226,7 @@ impl Scan {
     fn field(&mut self, line: &[u8], start: usize) -> Result<(), Fault> {
         let (name, value) = split_field(line)?;
         match name.len() {
+            2 if name.eq_ignore_ascii_case(b"te") => self.takes_trailers |= has_option(value, b"trailers"),
             4 if name.eq_ignore_ascii_case(b"host") => {
                 // RFC 9112 3.2: more than one Host is answered with 400.
                 if self.host.is_some() {
@@ -175,8 +243,9 @@ impl Scan {
                 }
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                self.is_websocket |= value.split(|&b| b == b',').any(|p| trim(p).eq_ignore_ascii_case(b"websocket"));
+                self.is_websocket |= has_option(value, b"websocket");
             }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.says_close |= has_option(value, b"close"),
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 // RFC 9110 8.6 allows to fold equal lengths into one; we refuse instead of repair.
                 if self.length.is_some() {
@@ -229,7 +298,17 @@ impl Scan {
             }
         }
         let is_upgrade = self.is_websocket && request.method == Method::Get;
-        Ok(Head { bytes: self.lines.position(), body, is_upgrade })
+        Ok(Head {
+            bytes: self.lines.position(),
+            fields: self.fields,
+            body,
+            is_upgrade,
+            is_head: request.method == Method::Head,
+            is_old: request.is_old,
+            says_close: self.says_close,
+            expects_continue: self.has_expectation && !request.is_old,
+            takes_trailers: self.takes_trailers,
+        })
     }
 }
 
@@ -272,6 +351,7 @@ fn read_method(method: &[u8]) -> Result<Method, Fault> {
     }
     match method {
         b"GET" => Ok(Method::Get),
+        b"HEAD" => Ok(Method::Head),
         b"OPTIONS" => Ok(Method::Options),
         b"CONNECT" => Ok(Method::Connect),
         // `get` is another method than GET here and the same to lax servers, so rules could be dodged.
@@ -374,6 +454,11 @@ fn transfer_encoding(value: &[u8]) -> Result<(), Fault> {
         !name.is_empty() && name.iter().all(|&b| is_token(b)) && !name.eq_ignore_ascii_case(b"chunked")
     });
     if is_last_chunked && is_well_formed { Err(Fault::TransferCoding) } else { Err(Fault::TransferEncoding) }
+}
+
+/// True when a comma-separated field has the option, in any case.
+fn has_option(value: &[u8], option: &[u8]) -> bool {
+    value.split(|&byte| byte == b',').any(|item| trim(item).eq_ignore_ascii_case(option))
 }
 
 /// RFC 9112 5: `name ":" OWS value OWS`. Shared by head and trailers.

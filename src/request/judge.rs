@@ -2,9 +2,10 @@
 
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, StatusCode, Version, request};
-use hyper::body::{Body as _, Incoming};
+use http_body::Body as _;
 
 use super::target;
+use crate::body::Inbound;
 use crate::refusal::Refusal;
 use crate::site::policy::Limits;
 
@@ -70,7 +71,8 @@ fn check_values(fields: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// RFC 9110 15.5.14: a body that is announced too large is refused before it is read.
-pub(super) fn check_length(head: &request::Parts, incoming: &Incoming, limits: &Limits) -> Result<(), Refusal> {
+pub(super) fn check_length(head: &request::Parts, incoming: Option<&Inbound>, limits: &Limits) -> Result<(), Refusal> {
+    let Some(incoming) = incoming else { return Ok(()) };
     let announced =
         incoming.size_hint().exact().or_else(|| head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length| length > limits.body) { Err(Refusal::BodyTooLarge) } else { Ok(()) }

@@ -16,7 +16,6 @@ use base64::prelude::BASE64_STANDARD;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 
 use super::exchange::Exchange;
 use super::reply::{self, Reply};
@@ -39,7 +38,6 @@ pub struct Upgrade {
     key: HeaderValue,
     /// HTTP/2 says CONNECT and 200 where HTTP/1.1 says GET and 101.
     is_extended_connect: bool,
-    client_side: OnUpgrade,
 }
 
 impl Upgrade {
@@ -47,7 +45,7 @@ impl Upgrade {
     ///
     /// # Errors
     /// When it asks for one that is not offered, or in a way that cannot be verified.
-    pub fn wanted(head: &mut request::Parts) -> Result<Option<Self>, Refusal> {
+    pub fn wanted(head: &request::Parts) -> Result<Option<Self>, Refusal> {
         if head.method == Method::TRACE {
             return Err(Refusal::Method);
         }
@@ -56,8 +54,7 @@ impl Upgrade {
             if protocol.as_str() != "websocket" {
                 return Err(Refusal::UnknownProtocol);
             }
-            let client_side = head.extensions.remove::<OnUpgrade>().ok_or(Refusal::UnknownProtocol)?;
-            return Ok(Some(Self { key: fresh_key()?, is_extended_connect: true, client_side }));
+            return Ok(Some(Self { key: fresh_key()?, is_extended_connect: true }));
         }
         if head.version != Version::HTTP_11 || head.method != Method::GET || !asks_for_websocket(&head.headers) {
             return Ok(None);
@@ -71,8 +68,7 @@ impl Upgrade {
             // The only version that there is (RFC 6455 4.1); about any other, edge and endpoint could disagree.
             return Err(Refusal::BadWebSocketVersion);
         }
-        let Some(client_side) = head.extensions.remove::<OnUpgrade>() else { return Ok(None) };
-        Ok(Some(Self { key, is_extended_connect: false, client_side }))
+        Ok(Some(Self { key, is_extended_connect: false }))
     }
 
     /// Writes the handshake into a request head that was cleaned of the client's.
@@ -165,7 +161,7 @@ pub fn conclude(
     let broken = || Refusal::Failed { failure: Failure::Upgrade, detail: format!("{endpoint}: no tunnel").into() };
     let (io, early, in_flight) = answer.into_tunnel().ok_or_else(broken)?;
     let ticket = Ticket::of(exchange, endpoint, via_port, in_flight).ok_or(Refusal::NoRoute)?;
-    let client_side = exchange.carrier.tunnel(upgrade.client_side);
+    let client_side = exchange.carrier.tunnel();
     exchange.upgraded();
     // The tunnel is a task of its own, so that the request's state is freed.
     tokio::task::spawn_local(ticket.run(client_side, End { io, early }));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Layer 0: what everything may speak of.
-const WORDS: [&str; 5] = ["addr", "alarm", "body", "refusal", "drain"];
+const WORDS: [&str; 6] = ["addr", "alarm", "body", "refusal", "drain", "scratch"];
 
 /// One row: layer, file below `src` without `.rs`, what it may import.
 type Row = (u8, &'static str, &'static [&'static str]);
@@ -21,9 +21,13 @@ const TABLE: &[Row] = &[
     (0, "body/collect", &["body"]),
     (0, "refusal", &["body"]),
     (0, "drain", &[]),
+    (0, "scratch", &[]),
     (1, "framing", &["framing/"]),
     (1, "framing/fault", &[]),
     (1, "framing/head", &["words", "framing/fault"]),
+    (1, "framing/intake", &["words"]),
+    (1, "framing/rest", &["framing"]),
+    (1, "framing/sending", &["words"]),
     (1, "site", &["words", "site/"]),
     (1, "site/route", &["words", "site/policy", "site/upstream"]),
     (1, "site/policy", &["words"]),
@@ -78,16 +82,16 @@ const TABLE: &[Row] = &[
     (2, "access_log/record", &["words", "access_log/clock", "access_log/redact"]),
     (2, "access_log/redact", &[]),
     (2, "access_log/writer", &["access_log/clock", "access_log/encode", "access_log/record", "site"]),
-    (3, "forward", &["words", "forward/", "site", "site/", "tls/client"]),
+    (3, "forward", &["words", "forward/", "framing/sending", "site", "site/", "tls/client"]),
     (3, "forward/balance", &["words", "site", "site/"]),
-    (3, "forward/answer", &["words", "forward", "forward/", "framing", "site/upstream"]),
+    (3, "forward/answer", &["words", "forward", "forward/", "framing", "framing/rest", "site/upstream"]),
     (3, "forward/connect", &["words", "forward/link", "site", "site/", "tls/client"]),
-    (3, "forward/link", &["words", "forward/connect"]),
+    (3, "forward/link", &["words", "forward/connect", "framing/intake"]),
     (3, "forward/pool", &["words", "forward/link", "site", "site/"]),
-    (3, "forward/upload", &["words", "forward/link"]),
+    (3, "forward/upload", &["words", "forward/link", "framing/sending"]),
     (3, "forward/tunnel", &["words", "forward/tunnel/"]),
     (3, "forward/tunnel/frames", &[]),
-    (3, "forward/tunnel/lane", &["forward/tunnel/frames"]),
+    (3, "forward/tunnel/lane", &["words", "forward/tunnel/frames"]),
     (
         4,
         "request",
@@ -125,20 +129,24 @@ const TABLE: &[Row] = &[
         &["words", "request", "request/", "snapshot", "site", "site/", "forward", "forward/", "access_log"],
     ),
     (5, "connection", &["words", "connection/", "request", "tls", "site", "site/", "access_log"]),
-    (5, "connection/head_gate", &["words", "framing"]),
     (
         5,
         "connection/http1",
         &[
             "words",
             "connection",
-            "connection/head_gate",
+            "connection/http1/",
             "connection/socket",
+            "framing",
+            "framing/",
             "request",
             "policy/headers",
             "forward/tunnel",
         ],
     ),
+    (5, "connection/http1/farewell", &["words", "connection/http1/line"]),
+    (5, "connection/http1/line", &["words", "connection/http1", "framing", "framing/"]),
+    (5, "connection/http1/outbound", &["framing", "framing/sending"]),
     (
         5,
         "connection/http2",

@@ -1,7 +1,6 @@
 //! One direction of a tunnel: reads from one side, writes to the other, keeps only what the writing
 //! side did not take. It knows nothing of time and causes; `tunnel` does.
 
-use std::cell::Cell;
 use std::io::ErrorKind;
 use std::mem;
 use std::pin::Pin;
@@ -11,6 +10,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{Follower, Sender};
+use crate::scratch;
 
 /// One direction.
 pub(super) struct Lane {
@@ -56,14 +56,6 @@ pub(super) enum Fault {
 /// does not hold its worker. Sockets stop earlier by tokio's own budget; other streams need not.
 const ROUNDS: usize = 16;
 
-/// Two TLS records: the largest piece that is read at once, and the most that is kept per direction.
-pub(super) const SCRATCH: usize = 32 << 10;
-
-thread_local! {
-    /// Where all tunnels of a worker read into; taken out while in use.
-    static SCRATCH_BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
-}
-
 impl Lane {
     pub(super) fn new(sender: Sender, early: Bytes) -> Self {
         let mut follower = Follower::new(sender);
@@ -82,7 +74,7 @@ impl Lane {
         for _ in 0..ROUNDS {
             ready!(self.poll_rest(cx, to))?;
             match self.flow {
-                Flow::Open => ready!(self.poll_step(cx, from, to, SCRATCH))?,
+                Flow::Open => ready!(self.poll_step(cx, from, to, scratch::SIZE))?,
                 Flow::Ended => {
                     ready!(self.poll_shut(cx, to));
                     return Poll::Ready(Ok(()));
@@ -114,7 +106,7 @@ impl Lane {
             match self.follower.missing() {
                 Some(0) if !is_over && !frame.is_empty() => self.rest = mem::take(frame),
                 Some(missing @ 1..) if self.flow == Flow::Open => {
-                    let limit = usize::try_from(missing).unwrap_or(SCRATCH);
+                    let limit = usize::try_from(missing).unwrap_or(scratch::SIZE);
                     ready!(self.poll_step(cx, from, to, limit))?;
                 }
                 Some(_) | None => return self.poll_flush(cx, to),
@@ -152,7 +144,7 @@ impl Lane {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        with_scratch(|scratch| {
+        scratch::with(|scratch| {
             let limit = limit.min(scratch.len());
             let mut buffer = ReadBuf::new(&mut scratch[..limit]);
             let Poll::Ready(read) = Pin::new(from).poll_read(cx, &mut buffer) else {
@@ -246,7 +238,7 @@ impl Lane {
 
 /// Reads what nobody wants any more. Ready at the end of the stream.
 pub(super) fn poll_discard(cx: &mut Context<'_>, from: &mut (impl AsyncRead + Unpin)) -> Poll<()> {
-    with_scratch(|scratch| {
+    scratch::with(|scratch| {
         for _ in 0..ROUNDS {
             let mut buffer = ReadBuf::new(scratch);
             let read = ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer));
@@ -257,13 +249,4 @@ pub(super) fn poll_discard(cx: &mut Context<'_>, from: &mut (impl AsyncRead + Un
         cx.waker().wake_by_ref();
         Poll::Pending
     })
-}
-
-/// Lends the worker's scratch buffer. Taken out of its cell, so that a stream which polls another
-/// tunnel meanwhile gets a buffer too.
-fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    let mut scratch = SCRATCH_BUFFER.take().unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
-    let done = work(&mut scratch);
-    SCRATCH_BUFFER.set(Some(scratch));
-    done
 }

@@ -150,7 +150,7 @@ async fn a_client_that_does_not_read_stops_the_upstream_and_only_it() {
     while let Ok(count) = timeout(FAREWELL, upstream.write(&frame[taken..])).await {
         taken += count.expect("open");
     }
-    assert!(taken <= 2 * PIPE + lane::SCRATCH, "{taken} bytes were taken for a client that reads none");
+    assert!(taken <= 2 * PIPE + crate::scratch::SIZE, "{taken} bytes were taken for a client that reads none");
     client.write_all(CLIENT_PING).await.expect("room");
     assert_eq!(read(&mut upstream, CLIENT_PING.len()).await, CLIENT_PING, "the other direction goes on");
     // It reads again: nothing was lost, nothing is kept.

@@ -1,26 +1,22 @@
-//! The gate below hyper's real HTTP/1 server, over in-memory streams and with a paused clock.
+//! Conversations with a service of the test's own, over in-memory streams and with a paused clock.
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
-use std::rc::Rc;
 
-use http::{Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
+use super::farewell::{LINGER, LINGER_BYTES};
+use super::line::MAX_AHEAD;
 use super::*;
+use crate::body::Body as OwnBody;
 use crate::framing::tests::corpus;
 
 const HEAD: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// The answer to a bad head.
-fn answer(fault: Fault) -> (RequestId, Bytes) {
+fn answer(fault: Fault) -> (Box<str>, Bytes) {
     let code = fault.code();
     let status = fault.status().as_u16();
     let bytes =
@@ -28,28 +24,8 @@ fn answer(fault: Fault) -> (RequestId, Bytes) {
     ("r1".into(), bytes.into())
 }
 
-fn deadlines() -> Deadlines {
-    Deadlines { head: HEAD, keep_alive: KEEP_ALIVE, first: Instant::now() + HEAD }
-}
-
-/// A response body that ends the exchange when hyper drops it, as the real one does.
-struct Told(Full<Bytes>, #[allow(dead_code, reason = "held for its drop")] Exchange);
-
-impl HttpBody for Told {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.0.size_hint()
-    }
+fn terms() -> Terms {
+    Terms { limits: Limits::default(), head: HEAD, keep_alive: KEEP_ALIVE, first: Instant::now() + HEAD, answer }
 }
 
 /// What the service saw, and what it answers.
@@ -61,23 +37,25 @@ struct Upstream {
 }
 
 impl Upstream {
-    async fn serve(&self, handle: &GateHandle, request: Request<Incoming>) -> Response<Told> {
-        let exchange = handle.exchange();
+    async fn serve(&self, talk: &Talk, request: Request<Option<Inbound>>) -> Response<OwnBody> {
         let target = request.uri().to_string();
-        let (status, body) = match request.into_body().collect().await {
+        let collected = match request.into_body() {
+            Some(body) => body.collect().await,
+            None => http_body_util::Empty::new().map_err(|never| match never {}).collect().await,
+        };
+        let (status, body) = match collected {
             Ok(collected) => {
-                let trailers = collected.trailers().map_or(0, http::HeaderMap::len);
+                let trailers = collected.trailers().map_or(0, HeaderMap::len);
                 self.seen.borrow_mut().push((target, collected.to_bytes(), trailers));
                 (StatusCode::OK, self.response.clone())
             }
             Err(error) => {
-                let io = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
-                let inner = io.and_then(|io| io.get_ref()).and_then(|inner| inner.downcast_ref::<Fault>()).copied();
-                assert_eq!(inner, handle.body_fault(), "the body's error tells the fault");
+                let inner = std::error::Error::source(&error).and_then(|inner| inner.downcast_ref::<Fault>()).copied();
+                assert_eq!(inner, talk.body_fault.get(), "the body's error tells the fault");
                 (inner.map_or(StatusCode::BAD_REQUEST, Fault::status), Bytes::new())
             }
         };
-        let mut response = Response::new(Told(Full::new(body), exchange));
+        let mut response = Response::new(OwnBody::full(body));
         *response.status_mut() = status;
         response
     }
@@ -87,19 +65,40 @@ impl Upstream {
     }
 }
 
+/// How a conversation ended: the fault of the client, if there was one.
+type Ended = JoinHandle<Result<Option<Fault>, &'static str>>;
+
 /// Serves one connection, and returns its other end.
-fn start(upstream: &Rc<Upstream>, room: usize) -> (DuplexStream, GateHandle, JoinHandle<hyper::Result<()>>) {
+fn start(upstream: &Rc<Upstream>, room: usize) -> (DuplexStream, Ended) {
+    let upstream = Rc::clone(upstream);
+    start_with(room, move |talk, request| {
+        let upstream = Rc::clone(&upstream);
+        Box::pin(async move { upstream.serve(&talk, request).await })
+    })
+}
+
+type Work = Pin<Box<dyn Future<Output = Response<OwnBody>>>>;
+
+fn start_with(
+    room: usize,
+    mut service: impl FnMut(Rc<Talk>, Request<Option<Inbound>>) -> Work + 'static,
+) -> (DuplexStream, Ended) {
     let (client, server) = duplex(room);
-    let (gate, handle) = HeadGate::new(server, deadlines(), Limits::default(), answer);
-    let (upstream, shared) = (Rc::clone(upstream), handle.clone());
-    let service = service_fn(move |request| {
-        let (upstream, handle) = (Rc::clone(&upstream), shared.clone());
-        async move { Ok::<_, Infallible>(upstream.serve(&handle, request).await) }
+    let task = spawn_local(async move {
+        let talk = Rc::new(Talk::default());
+        let (terms, drain, told) = (terms(), Drain::new(), Rc::clone(&talk));
+        let work = move |request| Box::pin(service(Rc::clone(&told), request));
+        match converse(server, &terms, &talk, &drain, work).await {
+            Over::Tunnel(stream, early) => {
+                let tunnel = talk.tunnel.take().expect("the service opened one");
+                assert!(tunnel.send(End { io: Box::new(stream), early }).is_ok());
+                Ok(None)
+            }
+            Over::Gone(why) => Err(why),
+            Over::Fault(fault, _) => Ok(Some(fault)),
+        }
     });
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.header_read_timeout(None);
-    let task = spawn_local(async move { builder.serve_connection(TokioIo::new(gate), service).await });
-    (client, handle, task)
+    (client, task)
 }
 
 /// Runs a test on one thread whose clock stands still and jumps when all wait.
@@ -126,10 +125,11 @@ async fn read_all(client: &mut DuplexStream) -> Vec<u8> {
     received
 }
 
+const CLOSED: &str = "it was closed after a response";
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
 
 #[test]
-fn hyper_sees_what_the_corpus_says() {
+fn the_service_sees_what_the_corpus_says() {
     run(async {
         for case in corpus::cases() {
             for room in [1 << 20, 7] {
@@ -137,7 +137,7 @@ fn hyper_sees_what_the_corpus_says() {
                     continue; // the same machinery, slowly
                 }
                 let upstream = Rc::new(Upstream::default());
-                let (client, handle, task) = start(&upstream, room);
+                let (client, task) = start(&upstream, room);
                 let (mut reader, mut writer) = tokio::io::split(client);
                 let raw = case.raw.clone();
                 // Errors are fine: the edge may close before it has read all.
@@ -151,64 +151,13 @@ fn hyper_sees_what_the_corpus_says() {
                 expected.extend(case.refusal.map(|(status, _)| status));
                 assert_eq!(statuses(&received), expected, "{} by {room}", case.name);
                 assert_eq!(upstream.count(), case.requests, "{} by {room}", case.name);
-                let code = handle.fault().map(Fault::code);
-                assert_eq!(code, Some(case.refusal.map_or("E408-idle", |(_, code)| code)), "{}", case.name);
                 drop((reader, sender.await));
-                let _ = task.await;
+                let code = task.await.expect("no panic").map(|fault| fault.map(Fault::code));
+                let expected = case.refusal.map_or("E408-idle", |(_, code)| code);
+                // A fault in a body is the service's to answer.
+                assert!(code == Ok(Some(expected)) || code == Err(CLOSED), "{}: {code:?}", case.name);
             }
         }
-    });
-}
-
-#[test]
-fn a_small_request_needs_one_read_and_no_memory() {
-    /// Counts the reads that brought something.
-    struct Counting(DuplexStream, Rc<Cell<usize>>);
-    impl AsyncRead for Counting {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-            let result = Pin::new(&mut self.0).poll_read(cx, buf);
-            self.1.set(self.1.get() + usize::from(result.is_ready()));
-            result
-        }
-    }
-    impl AsyncWrite for Counting {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(cx, buf)
-        }
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_flush(cx)
-        }
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_shutdown(cx)
-        }
-    }
-    run(async {
-        let (mut client, server) = duplex(1 << 16);
-        let reads = Rc::new(Cell::new(0));
-        let (mut gate, handle) =
-            HeadGate::new(Counting(server, Rc::clone(&reads)), deadlines(), Limits::default(), answer);
-        for round in 1..=3 {
-            client.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\nok").await.expect("room");
-            let exchange = handle.exchange();
-            let mut buf = [0; 8192];
-            assert_eq!(gate.read(&mut buf).await.expect("a request"), 54);
-            assert_eq!((reads.get(), gate.held.capacity(), handle.heads()), (round, 0, round as u64));
-            assert_eq!((handle.head().bytes, handle.body_bytes()), (52, 2));
-            drop(exchange);
-            gate.flush().await.expect("a flush");
-        }
-        // A head in two pieces is held, and the memory is given back with it.
-        client.write_all(&GET[..10]).await.expect("room");
-        let exchange = handle.exchange();
-        let writer = async {
-            settle_down().await;
-            client.write_all(&GET[10..]).await.expect("room");
-        };
-        let mut buf = [0; 8192];
-        let (read, ()) = tokio::join!(gate.read(&mut buf), writer);
-        assert_eq!((read.expect("a request"), gate.held.capacity()), (GET.len(), 0));
-        assert_eq!((handle.bytes_read(), handle.head().took), (3 * 54 + GET.len() as u64, Duration::from_millis(1)));
-        drop(exchange);
     });
 }
 
@@ -216,7 +165,7 @@ fn a_small_request_needs_one_read_and_no_memory() {
 fn a_head_larger_than_the_buffer_is_handed_on_in_pieces() {
     run(async {
         let upstream = Rc::new(Upstream::default());
-        let (mut client, _, _task) = start(&upstream, 1 << 16);
+        let (mut client, _task) = start(&upstream, 1 << 16);
         let head =
             format!("GET / HTTP/1.1\r\nHost: a.test\r\nX-A: {}\r\nConnection: close\r\n\r\n", "a".repeat(30_000));
         client.write_all(head.as_bytes()).await.expect("room");
@@ -228,7 +177,7 @@ fn a_head_larger_than_the_buffer_is_handed_on_in_pieces() {
 fn bodies_pass_whole_and_keep_the_connection() {
     run(async {
         let upstream = Rc::new(Upstream::default());
-        let (client, _, _task) = start(&upstream, 10_007);
+        let (client, _task) = start(&upstream, 10_007);
         let (mut reader, mut writer) = tokio::io::split(client);
         let body: Vec<u8> = (0..8_u32 << 20).map(|i| (i % 251) as u8).collect();
         let mut raw =
@@ -259,7 +208,7 @@ fn bodies_pass_whole_and_keep_the_connection() {
 fn expect_is_answered_when_the_body_is_read() {
     run(async {
         let upstream = Rc::new(Upstream::default());
-        let (mut client, _, _task) = start(&upstream, 1 << 16);
+        let (mut client, _task) = start(&upstream, 1 << 16);
         let head = b"POST / HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\nConnection: close\r\n\r\n";
         client.write_all(head).await.expect("room");
         let mut interim = [0; 25];
@@ -272,28 +221,23 @@ fn expect_is_answered_when_the_body_is_read() {
 }
 
 /// Serves a connection whose service never answers, and tells when its future is dropped.
-fn start_stuck() -> (DuplexStream, Rc<Cell<u32>>, JoinHandle<hyper::Result<()>>) {
+fn start_stuck() -> (DuplexStream, Rc<Cell<u32>>, Ended) {
     struct Count(Rc<Cell<u32>>);
     impl Drop for Count {
         fn drop(&mut self) {
             self.0.set(self.0.get() + 100);
         }
     }
-    let (client, server) = duplex(1 << 20);
-    let (gate, handle) = HeadGate::new(server, deadlines(), Limits::default(), answer);
     let calls = Rc::new(Cell::new(0));
     let shared = Rc::clone(&calls);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let (client, task) = start_with(1 << 20, move |_, request| {
         shared.set(shared.get() + 1);
-        let (count, exchange) = (Count(Rc::clone(&shared)), handle.exchange());
-        async move {
-            let _held = (count, exchange, request);
-            std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>().await
-        }
+        let count = Count(Rc::clone(&shared));
+        Box::pin(async move {
+            let _held = (count, request);
+            std::future::pending().await
+        })
     });
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.header_read_timeout(None);
-    let task = spawn_local(async move { builder.serve_connection(TokioIo::new(gate), service).await });
     (client, calls, task)
 }
 
@@ -322,14 +266,14 @@ fn what_is_sent_ahead_is_bounded() {
         let flood = spawn_local(async move {
             let mut sent = GET.len();
             writer.write_all(GET).await.expect("room");
-            // The stream itself takes 1 MiB, the gate 64 KiB and one read.
+            // The stream itself takes 1 MiB, we 64 KiB and one read.
             while tokio::time::timeout(HEAD, writer.write_all(&[b'a'; 1024])).await.is_ok() {
                 sent += 1024;
             }
             sent
         });
         let sent = flood.await.expect("no panic");
-        assert!(sent > (1 << 20) + MAX_HELD && sent < (1 << 20) + MAX_HELD + (512 << 10), "{sent}");
+        assert!(sent > (1 << 20) + MAX_AHEAD && sent < (1 << 20) + MAX_AHEAD + (512 << 10), "{sent}");
         assert_eq!(calls.get(), 1);
     });
 }
@@ -340,7 +284,7 @@ fn a_fault_behind_a_response_does_not_cut_it() {
         let upstream = Rc::new(Upstream { response: vec![b'x'; 1 << 20].into(), ..Upstream::default() });
         for (behind, last) in [(&b"\x00"[..], Some(400)), (b"GET / HTTP/1.1\r\n\r\n", Some(400)), (b"", None)] {
             // 1 KiB of room: the response waits for the reader, long after the service is done.
-            let (client, _, _task) = start(&upstream, 1024);
+            let (client, _task) = start(&upstream, 1024);
             let (mut reader, mut writer) = tokio::io::split(client);
             writer.write_all(&[GET, behind].concat()).await.expect("room");
             if last.is_none() {
@@ -361,7 +305,7 @@ fn a_head_that_trickles_ends_at_its_deadline() {
     run(async {
         let upstream = Rc::new(Upstream::default());
         for rounds in [0, 1, 2] {
-            let (client, handle, _task) = start(&upstream, 1 << 16);
+            let (client, task) = start(&upstream, 1 << 16);
             let (mut reader, mut writer) = tokio::io::split(client);
             for _ in 0..rounds {
                 writer.write_all(GET).await.expect("room");
@@ -382,9 +326,10 @@ fn a_head_that_trickles_ends_at_its_deadline() {
             let mut expected = vec![200; rounds];
             expected.push(408);
             assert_eq!(statuses(&received), expected);
-            assert_eq!((handle.fault(), begun.elapsed()), (Some(Fault::HeadTimeout), HEAD));
+            assert_eq!(begun.elapsed(), HEAD);
             drop(reader);
             trickle.abort();
+            assert_eq!(task.await.expect("no panic"), Ok(Some(Fault::HeadTimeout)));
         }
     });
 }
@@ -394,12 +339,12 @@ fn an_idle_connection_is_closed_in_silence() {
     run(async {
         let upstream = Rc::new(Upstream::default());
         let begun = Instant::now();
-        let (mut client, handle, task) = start(&upstream, 1 << 16);
+        let (mut client, task) = start(&upstream, 1 << 16);
         assert_eq!(read_all(&mut client).await, b"");
-        assert_eq!((handle.fault(), begun.elapsed()), (Some(Fault::Silent), HEAD));
-        task.await.expect("no panic").expect("a peaceful end");
+        assert_eq!(begun.elapsed(), HEAD);
+        assert_eq!(task.await.expect("no panic"), Ok(Some(Fault::Silent)));
 
-        let (mut client, handle, _task) = start(&upstream, 1 << 16);
+        let (mut client, task) = start(&upstream, 1 << 16);
         for pause in [1, 74, 74, 29] {
             client.write_all(GET).await.expect("room");
             tokio::time::sleep(Duration::from_secs(pause)).await;
@@ -408,8 +353,8 @@ fn an_idle_connection_is_closed_in_silence() {
         settle_down().await;
         let begun = Instant::now();
         assert_eq!(statuses(&read_all(&mut client).await), [200; 5]);
-        assert_eq!(handle.fault(), Some(Fault::Idle));
         assert_eq!(begun.elapsed() + Duration::from_millis(1), KEEP_ALIVE);
+        assert_eq!(task.await.expect("no panic"), Ok(Some(Fault::Idle)));
     });
 }
 
@@ -417,17 +362,17 @@ fn an_idle_connection_is_closed_in_silence() {
 fn a_head_cut_off_is_answered() {
     run(async {
         let upstream = Rc::new(Upstream::default());
-        let (mut client, handle, _task) = start(&upstream, 1 << 16);
+        let (mut client, task) = start(&upstream, 1 << 16);
         client.write_all(&GET[..20]).await.expect("room");
         client.shutdown().await.expect("a duplex stream");
         assert_eq!(statuses(&read_all(&mut client).await), [400]);
-        assert_eq!(handle.fault(), Some(Fault::Incomplete));
+        assert_eq!(task.await.expect("no panic"), Ok(Some(Fault::Incomplete)));
 
-        let (mut client, handle, _task) = start(&upstream, 1 << 16);
+        let (mut client, task) = start(&upstream, 1 << 16);
         client.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 9\r\n\r\ncut").await.expect("room");
         client.shutdown().await.expect("a duplex stream");
         assert_eq!(statuses(&read_all(&mut client).await), [400], "the service answers a body cut off");
-        assert_eq!((handle.fault(), handle.body_fault(), upstream.count()), (None, None, 0));
+        assert_eq!((task.await.expect("no panic"), upstream.count()), (Err(CLOSED), 0));
     });
 }
 
@@ -435,7 +380,7 @@ fn a_head_cut_off_is_answered() {
 fn after_a_refusal_the_rest_is_read_for_a_while() {
     run(async {
         let upstream = Rc::new(Upstream::default());
-        let (client, handle, task) = start(&upstream, 4096);
+        let (client, task) = start(&upstream, 4096);
         let (mut reader, mut writer) = tokio::io::split(client);
         writer.write_all(b"get / HTTP/1.1\r\n").await.expect("room");
         let mut received = Vec::new();
@@ -443,13 +388,13 @@ fn after_a_refusal_the_rest_is_read_for_a_while() {
         assert_eq!(statuses(&received), [400]);
         let begun = Instant::now();
         writer.write_all(&[b'a'; 100_000]).await.expect("it is read and discarded");
-        task.await.expect("no panic").expect("a peaceful end");
-        assert_eq!((begun.elapsed(), handle.fault()), (LINGER, Some(Fault::Method)));
+        assert_eq!(task.await.expect("no panic"), Ok(Some(Fault::Method)));
+        assert_eq!(begun.elapsed(), LINGER);
         assert!(writer.write_all(b"a").await.is_err(), "then it is closed");
 
         // A client that closes is not waited for, and a flood is cut off.
         for flood in [0, LINGER_BYTES + 8192] {
-            let (client, _, task) = start(&upstream, 4096);
+            let (client, task) = start(&upstream, 4096);
             let (mut reader, mut writer) = tokio::io::split(client);
             writer.write_all(b"get / HTTP/1.1\r\n").await.expect("room");
             let mut received = Vec::new();
@@ -467,7 +412,7 @@ fn after_a_refusal_the_rest_is_read_for_a_while() {
 fn a_client_that_does_not_read_cannot_delay_the_close() {
     run(async {
         let upstream = Rc::new(Upstream::default());
-        let (mut client, _, task) = start(&upstream, 16); // less than the answer
+        let (mut client, task) = start(&upstream, 16); // less than the answer
         client.write_all(b"get / HTTP/1.1\r\n").await.expect("room");
         let begun = Instant::now();
         task.await.expect("no panic").expect("a peaceful end");
@@ -479,60 +424,56 @@ fn a_client_that_does_not_read_cannot_delay_the_close() {
 #[test]
 fn a_body_may_end_after_its_response() {
     run(async {
-        let (mut client, server) = duplex(1 << 16);
-        let (gate, handle) = HeadGate::new(server, deadlines(), Limits::default(), answer);
-        let service = service_fn(move |request: Request<Incoming>| {
-            let body = Told(Full::new(Bytes::from_static(b"early")), handle.exchange());
-            spawn_local(request.into_body().collect());
-            async move { Ok::<_, Infallible>(Response::new(body)) }
+        let (mut client, _task) = start_with(1 << 16, |_, request| {
+            spawn_local(request.into_body().expect("a body").collect());
+            Box::pin(async { Response::new(OwnBody::full("early")) })
         });
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.header_read_timeout(None);
-        let _task = spawn_local(async move { builder.serve_connection(TokioIo::new(gate), service).await });
         for _ in 0..2 {
-            client.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nhe").await.expect("room");
-            settle_down().await;
-            client.write_all(b"l").await.expect("room");
-            settle_down().await;
-            client.write_all(b"lo").await.expect("room");
+            let head = b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\n";
+            client.write_all(head).await.expect("room");
+            let mut received = Vec::new();
+            while !received.ends_with(b"early") {
+                assert!(client.read_buf(&mut received).await.expect("a response") > 0);
+            }
+            assert_eq!(statuses(&received), [200]);
+            client.write_all(b"body").await.expect("room");
         }
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").await.expect("room");
-        assert_eq!(statuses(&read_all(&mut client).await), [200, 200, 200]);
     });
 }
 
-type Tunnel = TokioIo<HeadGate<DuplexStream>>;
-
-/// Serves a connection whose service upgrades `/yes` and refuses all else.
-fn start_upgrading() -> (DuplexStream, JoinHandle<(DuplexStream, Bytes)>) {
-    let (client, server) = duplex(1 << 16);
-    let (gate, handle) = HeadGate::new(server, deadlines(), Limits::default(), answer);
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let sender = Rc::new(Cell::new(Some(sender)));
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let (handle, sender) = (handle.clone(), Rc::clone(&sender));
-        async move {
-            let exchange = handle.exchange();
-            settle_down().await; // the upstream takes its time; early bytes arrive meanwhile
-            let mut response = Response::new(Told(Full::default(), exchange));
-            if request.uri().path() == "/yes" {
-                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                let sender = sender.take().expect("one upgrade");
-                assert!(sender.send(hyper::upgrade::on(&mut request)).is_ok());
-                handle.upgraded();
-            }
-            Ok::<_, Infallible>(response)
+#[test]
+fn a_body_that_nobody_reads_ends_the_connection_unless_it_is_here() {
+    run(async {
+        for (sent, answers) in [("body", 2), ("bo", 1)] {
+            let (mut client, _task) = start_with(1 << 16, |_, _| Box::pin(async { Response::new(OwnBody::Empty) }));
+            let head = "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\n";
+            client.write_all(format!("{head}{sent}").as_bytes()).await.expect("room");
+            settle_down().await;
+            // Behind a whole body it is a request; behind a part it is thrown away with the rest.
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").await.expect("room");
+            assert_eq!(statuses(&read_all(&mut client).await).len(), answers, "{sent:?}");
         }
     });
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.header_read_timeout(None);
-    spawn_local(async move { builder.serve_connection(TokioIo::new(gate), service).with_upgrades().await });
-    let tunnel = spawn_local(async move {
-        let upgraded = receiver.await.expect("an upgrade").await.expect("a stream");
-        let parts = upgraded.downcast::<Tunnel>().expect("our own type");
-        let (stream, late) = parts.io.into_inner().into_parts();
-        (stream, [parts.read_buf, late].concat().into())
+}
+
+/// Serves a connection whose service upgrades `/yes` and refuses all else.
+fn start_upgrading() -> (DuplexStream, JoinHandle<End<Box<dyn Duplex>>>) {
+    let (sender, receiver) = oneshot::channel();
+    let mut sender = Some(sender);
+    let (client, _task) = start_with(1 << 16, move |talk, request| {
+        let is_yes = request.uri().path() == "/yes";
+        let sender = sender.take().filter(|_| is_yes);
+        Box::pin(async move {
+            settle_down().await; // the upstream takes its time; early bytes arrive meanwhile
+            let mut response = Response::new(OwnBody::Empty);
+            if let Some(sender) = sender {
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                talk.tunnel.set(Some(sender));
+            }
+            response
+        })
     });
+    let tunnel = spawn_local(async move { receiver.await.expect("an upgrade") });
     (client, tunnel)
 }
 
@@ -544,7 +485,7 @@ fn early_bytes_of_a_tunnel_are_kept() {
         for early in [&b""[..], b"\x81\x85early", GET] {
             let (mut client, tunnel) = start_upgrading();
             client.write_all(&[UPGRADE, early].concat()).await.expect("room");
-            let (mut stream, kept) = tunnel.await.expect("no panic");
+            let End { io: mut stream, early: kept } = tunnel.await.expect("no panic");
             assert_eq!(kept, early);
             client.write_all(b"more").await.expect("room");
             stream.write_all(b"back").await.expect("room");
@@ -570,25 +511,4 @@ fn a_refused_upgrade_stays_http() {
             assert_eq!(statuses(&read_all(&mut client).await), expected);
         }
     });
-}
-
-#[test]
-fn only_a_websocket_request_becomes_a_tunnel() {
-    run(async {
-        // `handle.upgraded()` alone does not open the gate: the head must have asked.
-        let (mut client, server) = duplex(1 << 16);
-        let (mut gate, handle) = HeadGate::new(server, deadlines(), Limits::default(), answer);
-        client.write_all(&[GET, b"tunnel?"].concat()).await.expect("room");
-        let mut buf = [0; 1024];
-        assert_eq!(gate.read(&mut buf).await.expect("a head"), GET.len());
-        handle.upgraded();
-        assert!(tokio::time::timeout(HEAD, gate.read(&mut buf)).await.is_err(), "bytes passed");
-    });
-}
-
-#[test]
-fn the_gate_can_be_sent() {
-    fn sent<T: Send + 'static>() {}
-    sent::<HeadGate<DuplexStream>>();
-    sent::<GateHandle>();
 }
