@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-gates=(fmt map audit clippy docs test toml units oldest)
+gates=(fmt map audit clippy docs test toml units instructions oldest)
 
 fmt() {
     cargo fmt --all --check
@@ -128,6 +128,19 @@ units() {
     fi
     # 15 is an exposure of 1.5; above it the command fails.
     systemd-analyze security --offline=true --threshold=15 "$units/tidegate.service" | tail -n 1
+}
+
+# The hot functions need about as many instructions as they did: counts repeat on any machine, times do not.
+instructions() {
+    if [ "$(uname -sm)" != "Linux x86_64" ]; then
+        skip "the counts to compare with are of x86-64 Linux"
+        return
+    fi
+    if ! command -v valgrind >/dev/null; then
+        skip "valgrind is not installed"
+        return
+    fi
+    tests/bench/instructions
 }
 
 # The release build in front of the real gateway, with real clients.

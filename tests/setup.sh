@@ -15,6 +15,7 @@ programs=(
   jq=jq                  # reading records in shell scripts
   python3=python3        # raw sockets in black-box tests
   systemd-analyze=systemd # its judgement of the units
+  valgrind=valgrind      # instruction counts of the hot functions
   unshare=util-linux     # a network namespace of the test's own
   script=bsdutils        # a terminal of the test's own
   npm=npm                # fetches the packages below
