@@ -19,12 +19,14 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use bytes::BytesMut;
 use http::header::{CONNECTION, COOKIE, FORWARDED, HOST, ORIGIN, REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, request};
 use tidegate::access_log::{AccessLog, Amounts, RequestRecord, Responder, Timings, TlsRecord, TunnelRecord};
 use tidegate::addr::{ClientAddr, HostBuffer, HostName, split_authority};
-use tidegate::connection::framing::{self, Body};
 use tidegate::forward::tunnel::frames::{self, Sender};
+use tidegate::framing::rest::Piece;
+use tidegate::framing::{self, Body, Follower};
 use tidegate::policy::headers::{self, Edge};
 use tidegate::policy::{self, trust};
 use tidegate::refusal::{self, Asker, Failure, Refusal};
@@ -300,14 +302,15 @@ fn response_head(rounds: Rounds) {
 // Framing.
 
 fn framing_head(rounds: Rounds) {
-    let head = BROWSER_HEAD.as_bytes();
-    let follower = || framing::Follower::new(framing::Limits::default());
     rounds.count(
-        follower,
-        |follower| follower.feed(black_box(head)),
-        |follower, step| {
-            assert_eq!((step.released, step.fault), (head.len(), None), "the whole head passes");
-            assert!(follower.is_complete(), "it has no body");
+        || (Follower::new(framing::Limits::default()), BytesMut::from(BROWSER_HEAD)),
+        |(follower, read)| {
+            let (head, text) = follower.head(black_box(read)).ok().flatten().expect("the whole head passes");
+            framing::to_request(&head, &text).expect("it is a request")
+        },
+        |(follower, read), request| {
+            assert!(follower.is_complete() && read.is_empty(), "it has no body");
+            assert!(request.headers().len() >= 8 && request.headers().contains_key(COOKIE), "its fields are there");
         },
     );
 }
@@ -317,16 +320,22 @@ fn framing_chunks(rounds: Rounds) {
     let head = "POST /rpc HTTP/1.1\r\nHost: claw.example.test\r\nTransfer-Encoding: chunked\r\n\r\n";
     let body = format!("200\r\n{}\r\n", "d".repeat(512)).repeat(32) + "0\r\nX-Checksum: 4f2a9c\r\n\r\n";
     let follower = || {
-        let mut follower = framing::Follower::new(framing::Limits::default());
-        follower.feed(head.as_bytes());
-        follower
+        let mut follower = Follower::new(framing::Limits::default());
+        let head = follower.head(&mut BytesMut::from(head)).ok().flatten();
+        assert_eq!(head.map(|(head, _)| head.body), Some(Body::Chunked), "the head announces chunks");
+        (follower, BytesMut::from(&*body))
     };
     rounds.count(
         follower,
-        |follower| follower.feed(black_box(body.as_bytes())),
-        |follower, step| {
-            assert_eq!(follower.head().map(|head| head.body), Some(Body::Chunked), "the head announces chunks");
-            assert_eq!((step.released, step.fault), (body.len(), None), "the whole body passes");
+        |(follower, read)| {
+            let mut data = 0;
+            while let Ok(Some(piece)) = follower.body(black_box(read)) {
+                data += if let Piece::Data(piece) = piece { piece.len() } else { 0 };
+            }
+            data
+        },
+        |(follower, read), data| {
+            assert_eq!((*data, read.len()), (32 * 512, 0), "the whole body passes");
             assert!(follower.is_complete(), "the body has ended");
         },
     );
