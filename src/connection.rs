@@ -10,6 +10,7 @@ pub mod socket;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,32 +100,17 @@ impl Ending {
 
 /// Serves one connection to its end.
 pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
-    let Accepted { socket, peer, local, role, at, guard: _counted } = accepted;
-    let (socket, handle) = Patient::new(socket, Timeouts::default().send);
+    let _counted = accepted.guard;
+    let (socket, handle) = Patient::new(accepted.socket, Timeouts::default().send);
+    let (peer, local, role, at) = (accepted.peer, accepted.local, accepted.role, accepted.at);
     let arrival = Arrival { shared, peer, local, role, at, handle };
-    let generation = arrival.shared.parts.snapshot.keep();
-    let table = &generation.table;
-    let Some(id) = table.listener_of(&arrival.role) else {
-        // Accepted from the queue of a listener that a reload has just taken away.
-        return arrival.record(&Ending::quiet("closed", "its listener is no longer configured"), None, None);
-    };
-    let bounds = Bounds::of(table.listener(id), table);
-    if !arrival.role.is_tls {
-        drop(generation);
-        return arrival.http1(socket, None, bounds).await;
-    }
-    let deadline = (at + bounds.handshake).into();
-    let ip = local.map(|local| local.ip());
-    let handshake = tls::accept(socket, &arrival.shared.policies, table, id, ip, deadline).await;
-    drop(generation);
-    match handshake {
-        Err(error) => arrival.record(&Ending::quiet("tls", error.to_string()), error.sni(), None),
-        Ok(handshake) => match handshake.facts.alpn {
-            Alpn::Http11 => arrival.http1(handshake.stream, Some(handshake.facts), bounds).await,
-            Alpn::Http2 => arrival.http2(handshake.stream, handshake.facts, bounds).await,
-        },
-    }
+    // Boxed, each in its time: a connection that is open for days has room for neither handshake nor another protocol.
+    let Some(serving) = Box::pin(arrival.open(socket)).await else { return };
+    serving.await;
 }
+
+/// The work for a connection once its protocol is known.
+type Serving = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A connection before its protocol is known.
 struct Arrival {
@@ -137,27 +123,51 @@ struct Arrival {
 }
 
 impl Arrival {
-    async fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds)
+    /// Opens it: the handshake, and what is to be served then. `None` when there is nothing to serve.
+    async fn open(self, socket: Patient) -> Option<Serving> {
+        let generation = self.shared.parts.snapshot.keep();
+        let table = &generation.table;
+        let Some(id) = table.listener_of(&self.role) else {
+            // Accepted from the queue of a listener that a reload has just taken away.
+            self.record(&Ending::quiet("closed", "its listener is no longer configured"), None, None);
+            return None;
+        };
+        let bounds = Bounds::of(table.listener(id), table);
+        if !self.role.is_tls {
+            return Some(self.http1(socket, None, bounds));
+        }
+        let deadline = (self.at + bounds.handshake).into();
+        let ip = self.local.map(|local| local.ip());
+        match tls::accept(socket, &self.shared.policies, table, id, ip, deadline).await {
+            Err(error) => {
+                self.record(&Ending::quiet("tls", error.to_string()), error.sni(), None);
+                None
+            }
+            Ok(handshake) => Some(match handshake.facts.alpn {
+                Alpn::Http11 => self.http1(handshake.stream, Some(handshake.facts), bounds),
+                Alpn::Http2 => self.http2(handshake.stream, handshake.facts, bounds),
+            }),
+        }
+    }
+
+    fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds) -> Serving
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let connection = self.connection(tls);
         let parts = Rc::clone(&self.shared.parts);
-        // Boxed: otherwise each connection's task has room for either protocol.
         let serving = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, self.handle.clone());
-        let ending = Box::pin(serving).await;
-        self.conclude(&connection, &ending);
+        Box::pin(async move { self.conclude(&connection, &serving.await) })
     }
 
-    async fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, bounds: Bounds)
+    fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, bounds: Bounds) -> Serving
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let connection = self.connection(Some(tls));
         let parts = Rc::clone(&self.shared.parts);
         let serving = http2::serve(parts, Rc::clone(&connection), stream, bounds, self.handle.clone());
-        let ending = Box::pin(serving).await;
-        self.conclude(&connection, &ending);
+        Box::pin(async move { self.conclude(&connection, &serving.await) })
     }
 
     fn connection(&self, tls: Option<Rc<TlsFacts>>) -> Rc<Connection> {

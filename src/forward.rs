@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, StatusCode};
+use http::{HeaderValue, StatusCode};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, timeout};
 
 use crate::addr::ClientAddr;
-use crate::body::{Body, BodyError, Meter, MeterState};
+use crate::body::{BodyError, Meter, MeterState};
 use crate::framing::sending::SendError;
 use crate::refusal::{Failure, Refusal};
 use crate::site::SiteTable;
@@ -136,15 +136,13 @@ impl Upstreams {
         self.pool.sweep(table);
     }
 
-    /// Sends a request and waits for the head of its response.
+    /// Sends a request, which is taken, and waits for the head of its response.
     ///
     /// # Errors
     /// A refusal that says which endpoint failed, and how.
-    pub async fn send(&self, request: Request<Body>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
+    pub async fn send(&self, upload: &mut Option<Upload>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
         let hold = if plan.meter.is_none() { plan.upstream.hold } else { Duration::ZERO };
-        let (head, body) = request.into_parts();
-        let mut upload = Some(Upload::new(head, body));
-        let DialError { failure, detail } = match self.send_to_any(&mut upload, plan).await? {
+        let DialError { failure, detail } = match self.send_to_any(upload, plan).await? {
             Sent::Answered(answer) => return Ok(answer),
             Sent::Nowhere(failure) => failure,
         };
@@ -159,7 +157,7 @@ impl Upstreams {
     /// Waits until the upstream is back, and sends the request then.
     async fn hold(
         &self,
-        mut upload: Option<Upload>,
+        upload: &mut Option<Upload>,
         plan: &Plan<'_>,
         hold: Duration,
         mut detail: Box<str>,
@@ -172,7 +170,7 @@ impl Upstreams {
                 return Err(Refusal::Held { detail });
             }
             let held = Some(begun.elapsed());
-            match self.send_to_any(&mut upload, plan).await? {
+            match self.send_to_any(upload, plan).await? {
                 Sent::Answered(answer) => {
                     live.queue.let_all_go();
                     return Ok(Answer { held, ..answer });

@@ -29,6 +29,7 @@ use crate::body::collect::{CollectError, collect};
 use crate::body::{Body, BodyError, Inbound, Meter, Stream};
 use crate::drain::Drain;
 use crate::forward::tunnel::{Duplex, End};
+use crate::forward::upload::Upload;
 use crate::forward::{Plan, Upstreams};
 use crate::policy::{self, headers};
 use crate::refusal::Refusal;
@@ -92,19 +93,21 @@ pub trait Carrier {
 pub type ClientSide = Pin<Box<dyn Future<Output = Option<End<Box<dyn Duplex>>>>>>;
 
 /// Answers one request. The record is written when the response body has gone.
-pub async fn serve(
+// No async function: it would keep its arguments beside what it makes of them.
+pub fn serve(
     parts: Rc<Parts>,
     connection: Rc<Connection>,
     carrier: Rc<dyn Carrier>,
     request: Request<Option<Inbound>>,
-) -> Response<ReplyBody> {
+) -> impl Future<Output = Response<ReplyBody>> {
     connection.requests.set(connection.requests.get() + 1);
     let (mut head, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(parts, connection, carrier, &head);
-    let decided = answer(&mut exchange, &mut head, incoming).await;
-    match decided {
-        Ok(reply) => exchange.finish(reply),
-        Err(refusal) => exchange.refuse(refusal),
+    async move {
+        match answer(&mut exchange, &mut head, incoming).await {
+            Ok(reply) => exchange.finish(reply),
+            Err(refusal) => exchange.refuse(refusal),
+        }
     }
 }
 
@@ -194,7 +197,8 @@ async fn pass_on(
         is_tunnel: upgrade.is_some(),
         meter: exchange.request_meter.as_ref().filter(|_| !body.is_end_stream()),
     };
-    let answered = exchange.parts.upstreams.send(Request::from_parts(outgoing, body), &plan).await;
+    let mut upload = Some(Upload::new(outgoing, body));
+    let answered = exchange.parts.upstreams.send(&mut upload, &plan).await;
     let answer = match answered {
         // The gate saw more of a broken body than hyper tells.
         Err(Refusal::BadBody) => return Err(exchange.carrier.body_fault().unwrap_or(Refusal::BadBody)),

@@ -35,14 +35,15 @@ use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 use line::{Line, Next, RequestBody};
 
 /// Serves one connection to its end.
-pub async fn serve<S>(
+// No async function: it would keep its arguments beside what it makes of them.
+pub fn serve<S>(
     parts: Rc<Parts>,
     connection: Rc<Connection>,
     stream: S,
     bounds: Bounds,
     accepted: std::time::Instant,
     socket: SocketHandle,
-) -> Ending
+) -> impl Future<Output = Ending>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -56,26 +57,27 @@ where
     };
     let talk = Rc::new(Talk::default());
     let carrier: Rc<dyn Carrier> = Rc::new(Http1 { talk: Rc::clone(&talk), socket });
-    // Boxed, so that an idle connection has no room for a request.
-    let work =
-        |request| Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request));
-    match converse(stream, &terms, &talk, &drain, work).await {
-        Over::Tunnel(stream, early) => {
-            if let Some(tunnel) = talk.tunnel.take() {
-                // A tunnel that was given up meanwhile closes the stream.
-                let _ = tunnel.send(End { io: Box::new(stream), early });
+    let work = move |request| request::serve(Rc::clone(&parts), Rc::clone(&connection), Rc::clone(&carrier), request);
+    let conversation = converse(Rc::new(Line::new(stream, terms, Rc::clone(&talk))), drain, work);
+    async move {
+        match conversation.await {
+            Over::Tunnel(stream, early) => {
+                if let Some(tunnel) = talk.tunnel.take() {
+                    // A tunnel that was given up meanwhile closes the stream.
+                    let _ = tunnel.send(End { io: Box::new(stream), early });
+                }
+                Ending::quiet("closed", "it became a tunnel")
             }
-            Ending::quiet("closed", "it became a tunnel")
-        }
-        Over::Gone(why) => Ending::quiet("closed", why),
-        Over::Fault(fault, id) => {
-            let kind = match fault {
-                Fault::HeadTimeout | Fault::Silent => "timeout",
-                Fault::Idle => "idle",
-                _ => "http",
-            };
-            let answer = id.map(|id| Answered { id, status: fault.status(), code: fault.code() });
-            Ending { kind, why: fault.to_string(), answer, is_fault: kind == "http" }
+            Over::Gone(why) => Ending::quiet("closed", why),
+            Over::Fault(fault, id) => {
+                let kind = match fault {
+                    Fault::HeadTimeout | Fault::Silent => "timeout",
+                    Fault::Idle => "idle",
+                    _ => "http",
+                };
+                let answer = id.map(|id| Answered { id, status: fault.status(), code: fault.code() });
+                Ending { kind, why: fault.to_string(), answer, is_fault: kind == "http" }
+            }
         }
     }
 }
@@ -89,9 +91,11 @@ struct Terms {
     keep_alive: Duration,
     /// When the first byte of the first head must be there.
     first: Instant,
-    /// Makes the complete response to a bad head, and says the request ID that it names.
-    answer: fn(Fault) -> (Box<str>, Bytes),
+    answer: Answer,
 }
+
+/// Makes the complete response to a bad head, and says the request ID that it names.
+type Answer = fn(Fault) -> (Box<str>, Bytes);
 
 /// What the conversation and the request tell each other.
 #[derive(Default)]
@@ -117,61 +121,102 @@ enum Over<S> {
     Fault(Fault, Option<Box<str>>),
 }
 
-const LEFT: &str = "the client closed it before a request";
-
 /// Serves one request after another.
 async fn converse<S, W, B>(
-    stream: S,
-    terms: &Terms,
-    talk: &Rc<Talk>,
-    drain: &Drain,
-    mut work: impl FnMut(Request<Option<Inbound>>) -> Pin<Box<W>>,
+    line: Rc<Line<S>>,
+    drain: Drain,
+    mut work: impl FnMut(Request<Option<Inbound>>) -> W,
 ) -> Over<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     W: Future<Output = Response<B>>,
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
-    let line = Rc::new(Line::new(stream, terms, Rc::clone(talk)));
     loop {
-        let (head, text) = match next(&line, drain).await {
+        let (head, text) = match next(&line, &drain).await {
             Some(Next::Head(head, text)) => (head, text),
-            Some(Next::Fault(fault)) => return refuse(line, terms, fault).await,
+            Some(Next::Fault(fault)) => return refuse(line, fault).await,
             Some(Next::Closed) | None => {
                 Box::pin(farewell::close(&line, Bytes::new(), false)).await;
-                return Over::Gone(LEFT);
+                return Over::Gone("the client closed it before a request");
             }
         };
         let request = match to_request(&head, &text) {
             Ok(request) => request,
-            Err(fault) => return refuse(line, terms, fault).await,
+            Err(fault) => return refuse(line, fault).await,
         };
         drop(text);
-        let body = (head.body != Body::None).then(|| RequestBody::new(&line, &head));
-        let mut working = work(request.map(|()| body.map(|body| Box::pin(body) as Inbound)));
-        let answered = poll_fn(|cx| match working.as_mut().poll(cx) {
+        let body = (head.body != Body::None).then(|| Box::pin(RequestBody::new(&line, &head)) as Inbound);
+        // Boxed, so that an idle connection has no room for a request.
+        let then = Box::pin(exchange(&line, head, &drain, work(request.map(|()| body)))).await;
+        match then {
+            Then::Next => line.next_message(),
+            Then::Tunnel => {
+                return match Rc::into_inner(line).map(Line::into_parts) {
+                    Some((stream, early)) => Over::Tunnel(stream, early),
+                    None => Over::Gone("somebody still reads from the stream of a tunnel"),
+                };
+            }
+            Then::Close { lingers } => {
+                Box::pin(farewell::close(&line, Bytes::new(), lingers)).await;
+                return Over::Gone("it was closed after a response");
+            }
+            Then::Gone(why) => return Over::Gone(why),
+        }
+    }
+}
+
+/// What follows an exchange.
+enum Then {
+    /// The next message.
+    Next,
+    /// Nothing of HTTP any more.
+    Tunnel,
+    /// The end, after a while of patience with a client that may still be sending.
+    Close { lingers: bool },
+    /// Nothing: the client is not there any more, or must not take what it got for whole.
+    Gone(&'static str),
+}
+
+/// One request and its response.
+async fn exchange<S, B>(line: &Line<S>, head: Head, drain: &Drain, work: impl Future<Output = Response<B>>) -> Then
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
+    let response = {
+        let mut work = pin!(work);
+        let answered = poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending => line.poll_gone(cx).map(|()| None),
         });
-        let Some(response) = answered.await else { return Over::Gone("the client went away") };
-        drop(working);
-
-        let is_tunnel = head.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let closes = head.is_old || head.says_close || drain.phase() >= Phase::Draining || line.leaves_body();
-        if let Err(why) = respond(&line, response, &head, closes).await {
-            return Over::Gone(why);
-        }
-        if is_tunnel {
-            let Some((stream, early)) = Rc::into_inner(line).map(Line::into_parts) else { return Over::Gone(LEFT) };
-            return Over::Tunnel(stream, early);
-        }
-        let is_whole = poll_fn(|cx| line.poll_body_over(cx)).await;
-        if closes || !is_whole {
-            Box::pin(farewell::close(&line, Bytes::new(), !is_whole)).await;
-            return Over::Gone("it was closed after a response");
-        }
-        line.next_message();
+        let Some(response) = answered.await else { return Then::Gone("the client went away") };
+        response
+    };
+    let is_tunnel = head.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let closes = head.is_old || head.says_close || drain.phase() >= Phase::Draining || line.leaves_body();
+    let (parts, body) = response.into_parts();
+    let (text, framing) = outbound::head(&parts, &body, &head, closes, line.take_interim());
+    drop(parts);
+    let mut sending = Sending::new(text, body, framing);
+    let sent = poll_fn(|cx| match sending.poll_send(cx, line.stream()) {
+        Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+        Poll::Ready(Err(SendError::Body(_))) => Poll::Ready(Err("a response broke off")),
+        Poll::Ready(Err(SendError::Wire(_))) => Poll::Ready(Err("the client went away")),
+        // A client that closed its side while the last bytes are on their way still gets them.
+        Poll::Pending if sending.is_body_read() => Poll::Pending,
+        Poll::Pending => line.poll_gone(cx).map(|()| Err("the client went away")),
+    });
+    if let Err(why) = sent.await {
+        return Then::Gone(why);
     }
+    // With the response ends the exchange, and its record is written.
+    drop(sending);
+    if is_tunnel {
+        return Then::Tunnel;
+    }
+    let is_whole = poll_fn(|cx| line.poll_body_over(cx)).await;
+    if closes || !is_whole { Then::Close { lingers: !is_whole } } else { Then::Next }
 }
 
 /// Waits for the next head. `None` when the edge stops before one has begun.
@@ -203,34 +248,13 @@ where
 /// longer than an honest round trip, shorter than a browser's silent preconnect.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
-/// Writes a response to its end. Fails when the client went away, or the body broke off.
-async fn respond<S, B>(line: &Line<S>, response: Response<B>, head: &Head, closes: bool) -> Result<(), &'static str>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
-{
-    let (parts, body) = response.into_parts();
-    let (text, framing) = outbound::head(&parts, &body, head, closes, line.take_interim());
-    drop(parts);
-    let mut sending = Sending::new(text, body, framing);
-    poll_fn(|cx| match sending.poll_send(cx, line.stream()) {
-        Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-        Poll::Ready(Err(SendError::Body(_))) => Poll::Ready(Err("a response broke off")),
-        Poll::Ready(Err(SendError::Wire(_))) => Poll::Ready(Err("the client went away")),
-        // A client that closed its side while the last bytes are on their way still gets them.
-        Poll::Pending if sending.is_body_read() => Poll::Pending,
-        Poll::Pending => line.poll_gone(cx).map(|()| Err("the client went away")),
-    })
-    .await
-}
-
 /// Ends a connection whose next message is no request, with the answer that it gets.
-async fn refuse<S>(line: Rc<Line<S>>, terms: &Terms, fault: Fault) -> Over<S>
+async fn refuse<S>(line: Rc<Line<S>>, fault: Fault) -> Over<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (id, answer) = if fault.is_answered() {
-        let (id, answer) = (terms.answer)(fault);
+        let (id, answer) = line.answer(fault);
         (Some(id), answer)
     } else {
         (None, Bytes::new())

@@ -21,12 +21,13 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::socket::SocketHandle;
 use super::{Bounds, Ending};
+use crate::alarm::Alarm;
 use crate::body::{BodyError, Inbound};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
@@ -50,18 +51,19 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves one connection to its end.
-pub async fn serve<S>(
+// No async function: it would keep its arguments beside what it makes of them.
+pub fn serve<S>(
     parts: Rc<Parts>,
     connection: Rc<Connection>,
     stream: S,
     bounds: Bounds,
     socket: SocketHandle,
-) -> Ending
+) -> impl Future<Output = Ending>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let drain = parts.drain.clone();
-    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()), rests: Notify::new() });
+    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()) });
     let streams = Streams::default();
     let (for_requests, of_requests, opened) = (Rc::clone(&connection), Rc::clone(&activity), streams.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -77,7 +79,8 @@ where
             let body = (!body.is_end_stream()).then_some(body)?;
             Some(Box::pin(body.map_err(|error| BodyError::Broken(error.into()))) as Inbound)
         });
-        let served = request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request);
+        // Boxed: hyper moves it about, from one state of the stream to the next.
+        let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request));
         async move { Ok::<_, Infallible>(served.await.map(|body| Paced { body, piece: Bytes::new(), pace })) }
     });
     let mut builder = http2::Builder::new(streams);
@@ -91,40 +94,48 @@ where
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut is_told = false;
-    let mut goodbye: Option<Instant> = None;
-    loop {
-        let limit = match goodbye {
-            // A request that crossed our GOAWAY: its answer may still be on the way to a slow client.
-            Some(said) if activity.last.get() > said => bounds.keep_alive.max(GOODBYE),
-            Some(_) => GOODBYE,
-            None if connection.requests.get() == 0 => bounds.head,
-            None => bounds.keep_alive,
-        };
-        let last = activity.last.get();
-        let idle_until = goodbye.map_or(last, |said| said.max(last)) + limit;
-        tokio::select! {
-            // What is still to be written goes before any verdict.
-            biased;
-            ended = &mut serving => return ending(ended),
-            () = &mut draining, if !is_told => {
-                is_told = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            () = activity.rests.notified() => {}
-            () = sleep_until(idle_until), if activity.open.get() == 0 => {
-                if activity.open.get() > 0 {
-                    // A stream began meanwhile; when the last one has ended, the limit begins anew.
+    let mut serving = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+    async move {
+        let mut draining = pin!(drain.reached(Phase::Draining));
+        let mut is_told = false;
+        let mut goodbye: Option<Instant> = None;
+        // While streams are open, when that was last seen: the alarm stands all the time, and needs no word from them.
+        let mut seen_open = Instant::now();
+        let mut alarm = Alarm::default();
+        poll_fn(|cx| {
+            loop {
+                // What is still to be written goes before any verdict.
+                if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+                    return Poll::Ready(ending(ended));
+                }
+                if !is_told && draining.as_mut().poll(cx).is_ready() {
+                    is_told = true;
+                    serving.as_mut().graceful_shutdown();
+                    continue;
+                }
+                let limit = match goodbye {
+                    // A request that crossed our GOAWAY: its answer may still be on the way to a slow client.
+                    Some(said) if activity.last.get() > said => bounds.keep_alive.max(GOODBYE),
+                    Some(_) => GOODBYE,
+                    None if connection.requests.get() == 0 => bounds.head,
+                    None => bounds.keep_alive,
+                };
+                let is_open = activity.open.get() > 0;
+                let last = if is_open { seen_open } else { activity.last.get() };
+                if !alarm.is_late(cx, goodbye.map_or(last, |said| said.max(last)) + limit) {
+                    return Poll::Pending;
+                }
+                if is_open {
+                    seen_open = Instant::now();
                 } else if goodbye.is_some() {
-                    return Ending::quiet("idle", "no request for too long");
+                    return Poll::Ready(Ending::quiet("idle", "no request for too long"));
                 } else {
                     goodbye = Some(Instant::now());
                     serving.as_mut().graceful_shutdown();
                 }
             }
-        }
+        })
+        .await
     }
 }
 
@@ -149,16 +160,13 @@ fn ending(ended: hyper::Result<()>) -> Ending {
 struct Activity {
     open: Cell<usize>,
     last: Cell<Instant>,
-    /// Told when the last open one has ended.
-    rests: Notify,
 }
 
 impl Activity {
     fn leave(&self) {
         self.open.set(self.open.get().saturating_sub(1));
-        self.last.set(Instant::now());
         if self.open.get() == 0 {
-            self.rests.notify_one();
+            self.last.set(Instant::now());
         }
     }
 
@@ -254,28 +262,34 @@ impl AsyncWrite for OpenStream {
 #[derive(Debug)]
 struct Pace {
     limit: Cell<Duration>,
-    /// Since when a piece waits to be taken.
-    waits: Cell<Option<Instant>>,
+    piece: Cell<Piece>,
+}
+
+/// The last piece that was handed to a stream.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// It was taken, or there is none.
+    Taken,
+    /// It may have to wait. The clock is only read if it does.
+    Fresh,
+    /// It waits to be taken.
+    Waits(Instant),
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { limit: Cell::new(Timeouts::default().send), waits: Cell::new(None) }
+        Self { limit: Cell::new(Timeouts::default().send), piece: Cell::new(Piece::Taken) }
     }
 
-    /// Ready when a piece has waited too long.
-    fn poll_late(&self, cx: &mut Context<'_>, timer: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
-        let Some(since) = self.waits.get() else { return Poll::Pending };
-        let timer = timer.get_or_insert_with(|| Box::pin(sleep(self.limit.get())));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            // The timer is not moved with each piece: it is compared when it fires.
-            let left = self.limit.get().saturating_sub(since.elapsed());
-            if left.is_zero() {
-                return Poll::Ready(());
-            }
-            timer.set(sleep(left));
-        }
+    /// True when a piece has waited too long; else the task is woken then.
+    fn is_late(&self, cx: &mut Context<'_>, alarm: &mut Alarm) -> bool {
+        let since = match self.piece.get() {
+            Piece::Taken => return false,
+            Piece::Fresh => Instant::now(),
+            Piece::Waits(since) => since,
+        };
+        self.piece.set(Piece::Waits(since));
+        alarm.is_late(cx, since + self.limit.get())
     }
 }
 
@@ -296,7 +310,7 @@ impl http_body::Body for Paced {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // hyper asks for more when the piece before was taken.
-        self.pace.waits.set(None);
+        self.pace.piece.set(Piece::Taken);
         if self.piece.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
                 Some(Ok(data)) => self.piece = data,
@@ -304,7 +318,7 @@ impl http_body::Body for Paced {
                 None => return Poll::Ready(None),
             }
         }
-        self.pace.waits.set(Some(Instant::now()));
+        self.pace.piece.set(Piece::Fresh);
         let length = self.piece.len().min(PIECE);
         Poll::Ready(Some(Ok(Frame::data(self.piece.split_to(length)))))
     }
@@ -341,10 +355,29 @@ where
             tokio::task::spawn_local(future);
             return;
         };
-        let mut future = Box::pin(future);
-        let mut timer = None;
-        tokio::task::spawn_local(poll_fn(move |cx| {
-            if future.as_mut().poll(cx).is_ready() { Poll::Ready(()) } else { pace.poll_late(cx, &mut timer) }
-        }));
+        tokio::task::spawn_local(PacedStream { stream: future, pace, alarm: Alarm::default() });
+    }
+}
+
+pin_project! {
+    /// The work on a stream, as long as its client keeps pace.
+    struct PacedStream<F> {
+        #[pin]
+        stream: F,
+        pace: Rc<Pace>,
+        alarm: Alarm,
+    }
+}
+
+impl<F: Future> Future for PacedStream<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.poll(cx).is_ready() || this.pace.is_late(cx, this.alarm) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }

@@ -140,6 +140,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Sending<B> {
         written -= frame;
         let data = written.min(self.data.len());
         self.data.advance(data);
+        if self.data.is_empty() {
+            // Even an empty view keeps its memory from whoever reads into it next.
+            self.data = Bytes::new();
+        }
         self.tail = &self.tail[written - data..];
     }
 

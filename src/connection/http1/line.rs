@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Talk, Terms};
+use super::{Answer, Talk, Terms};
 use crate::alarm::Alarm;
 use crate::body::BodyError;
 use crate::framing::intake::Intake;
@@ -25,6 +25,7 @@ pub(super) struct Line<S> {
     stream: RefCell<S>,
     inbound: RefCell<Inbound>,
     talk: Rc<Talk>,
+    answer: Answer,
     /// The interim response that the client waits for (RFC 9110 15.2.1), as far as it is not written.
     interim: Cell<&'static [u8]>,
     /// Somebody may still read the present body.
@@ -68,7 +69,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 impl<S> Line<S> {
     /// A stream at the first byte of a first head.
-    pub(super) fn new(stream: S, terms: &Terms, talk: Rc<Talk>) -> Self {
+    pub(super) fn new(stream: S, terms: Terms, talk: Rc<Talk>) -> Self {
         let inbound = Inbound {
             intake: Intake::new(),
             follower: Follower::new(terms.limits),
@@ -85,10 +86,16 @@ impl<S> Line<S> {
             stream: RefCell::new(stream),
             inbound: RefCell::new(inbound),
             talk,
+            answer: terms.answer,
             interim: Cell::new(b""),
             is_body_held: Cell::new(false),
             waits_for_body: RefCell::new(None),
         }
+    }
+
+    /// The complete response to a bad head, and the request ID that it names.
+    pub(super) fn answer(&self, fault: Fault) -> (Box<str>, Bytes) {
+        (self.answer)(fault)
     }
 
     /// The stream, for whoever writes.

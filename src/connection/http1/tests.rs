@@ -86,9 +86,8 @@ fn start_with(
     let (client, server) = duplex(room);
     let task = spawn_local(async move {
         let talk = Rc::new(Talk::default());
-        let (terms, drain, told) = (terms(), Drain::new(), Rc::clone(&talk));
-        let work = move |request| Box::pin(service(Rc::clone(&told), request));
-        match converse(server, &terms, &talk, &drain, work).await {
+        let (line, told) = (Line::new(server, terms(), Rc::clone(&talk)), Rc::clone(&talk));
+        match converse(Rc::new(line), Drain::new(), move |request| service(Rc::clone(&told), request)).await {
             Over::Tunnel(stream, early) => {
                 let tunnel = talk.tunnel.take().expect("the service opened one");
                 assert!(tunnel.send(End { io: Box::new(stream), early }).is_ok());
