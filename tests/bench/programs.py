@@ -142,8 +142,8 @@ class Load(Talker):
 
     def __init__(self, bench, subject, *work):
         command = [
-            str(bench.load), "--target", f"127.0.0.1:{subject.port}", "--host", bench.host,
-            "--certificate", str(bench.certificate), *map(str, work)]
+            str(bench.load), "--host", bench.host, "--certificate", str(bench.certificate),
+            "--target", f"127.0.0.1:{subject.port}", *map(str, work)]
         super().__init__(command, bench.directory / "load.stderr")
 
     def __enter__(self):
@@ -163,3 +163,21 @@ class Load(Talker):
         if result["errors"] or not result["units"]:
             raise Failed(f"{result['errors']} errors: {result['faults']}")
         return result
+
+
+class Hold(Load):
+    """Idle connections, kept as long as this lives."""
+
+    def __init__(self, bench, subject, is_websocket):
+        super().__init__(bench, subject, "hold", *(["--websocket"] if is_websocket else []))
+        self.count = 0
+
+    def open(self, count):
+        self.count += count
+        self.say(f"open {count}")
+        self.expect(str(self.count))
+
+    def left(self):
+        """How many still answer."""
+        self.say("check")
+        return int(self.line())

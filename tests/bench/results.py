@@ -66,7 +66,7 @@ def lines(works, contenders, readings):
     return found
 
 
-def text(found, contenders):
+def text(found, contenders, rounds):
     """The table for a terminal."""
     heads = ["", "unit", *(contender.name for contender in contenders), "bounds", ""]
     body = []
@@ -79,7 +79,8 @@ def text(found, contenders):
                 continue
             shown = f"{cell.value:.{line.row.digits}f}"
             if contender.name != REFERENCE and cell.ratio is not None:
-                shown += f"  {cell.ratio:.2f} ({cell.least:.2f}-{cell.most:.2f})"
+                spread = f" ({cell.least:.2f}-{cell.most:.2f})" if rounds > 1 else ""
+                shown += f"  {cell.ratio:.2f}{spread}"
             cells.append(shown)
         body.append([line.row.title, line.row.unit, *cells, line.bounds(), line.verdict()])
     return aligned([heads, *body], left={0, 1, len(heads) - 2, len(heads) - 1})

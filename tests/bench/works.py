@@ -4,10 +4,12 @@ A work is a function from a contender to readings by name. Amounts are fixed and
 large enough that nginx spends about half a second on each of the small kinds.
 """
 
+import json
+import time
 from dataclasses import dataclass
 from typing import Callable
 
-from programs import Load, wait_until
+from programs import Failed, Hold, Load, wait_until
 
 GIB = 1 << 30
 
@@ -51,7 +53,7 @@ def loaded(name, title, unit, per, count, arguments, must=None, aim=None, p99=No
             if has_log:
                 # Records that are still to be written belong to the work.
                 subject.requests += result["units"] + connections(arguments)
-                wait_until(lambda: subject.logged() >= subject.requests, f"{subject.requests} records", every=0.01)
+                wait_until(subject.is_logged, f"{subject.requests} records", every=0.01)
             used = subject.running.processor_seconds() - before
             load.finish()
         return {
@@ -67,6 +69,86 @@ def loaded(name, title, unit, per, count, arguments, must=None, aim=None, p99=No
 
 def connections(arguments):
     return arguments[arguments.index("--connections") + 1]
+
+
+# Idle connections: many enough that single pages do not count.
+IDLE = 2_000
+# What the issue of thousands of tunnels is about, and how long they are looked at.
+TUNNELS, WINDOW = 9_000, 10.0
+# Before memory is read a process has seen this many connections, so that what the first ones cost is not counted.
+WARM = 64
+RELOADS = 20
+
+
+def idle(is_websocket):
+    """Resident memory of one idle connection."""
+
+    def run(contender):
+        with contender.fresh() as subject:
+            with Hold(contender.bench, subject, is_websocket) as hold:
+                hold.open(WARM)
+            before = subject.running.settled_kib()
+            with Hold(contender.bench, subject, is_websocket) as hold:
+                hold.open(IDLE)
+                during = subject.running.settled_kib()
+                if (left := hold.left()) != IDLE:
+                    raise Failed(f"{left} of {IDLE} are left")
+        return {"kib": (during - before) / IDLE}
+
+    return run
+
+
+def tunnels(contender):
+    """Processor time of many idle tunnels."""
+    with contender.fresh() as subject, Hold(contender.bench, subject, True) as hold:
+        hold.open(TUNNELS)
+        subject.running.settled_kib()
+        before, began = subject.running.processor_seconds(), time.monotonic()
+        time.sleep(WINDOW)  # what is measured
+        used, took = subject.running.processor_seconds() - before, time.monotonic() - began
+        if (left := hold.left()) != TUNNELS:
+            raise Failed(f"{left} of {TUNNELS} are left")
+    return {"ms": used * 1e3 / took}
+
+
+def start(contender):
+    """From exec to the first answer, and the memory of a process that has nothing to do."""
+    subject = contender.fresh()
+    subject.prepare()
+    began = time.monotonic()
+    subject.start()
+    try:
+        subject.wait_for_answer(1, every=0.0005)
+        took = time.monotonic() - began
+        subject.running.settled_kib()
+        return {"ms": took * 1e3, "rss": subject.running.resident_kib() / 1024,
+                "pss": subject.running.resident_kib("Pss") / 1024}
+    finally:
+        subject.running.__exit__()
+
+
+def reload_under_load(contender):
+    """What fails while the configuration is replaced again and again."""
+    with contender.fresh() as subject, Load(contender.bench, subject, "steady") as load:
+        for generation in range(2, 2 + RELOADS):
+            time.sleep(0.1)  # the load between two reloads
+            subject.reload(generation)
+        found = json.loads(load.finish())
+    return {"failed": found["failed"], "dropped": found["dropped"], "requests": found["requests"],
+            "retried": found["retried"], "reopened": found["reopened"], "messages": found["messages"],
+            "faults": found["faults"]}
+
+
+def growth(contender):
+    """What reloads leave behind while tunnels of every configuration stay open."""
+    with contender.fresh() as subject, Hold(contender.bench, subject, True) as hold:
+        hold.open(WARM)
+        before = subject.running.settled_kib()
+        for generation in range(2, 2 + RELOADS):
+            subject.reload(generation)
+            hold.open(5)
+        after = subject.running.settled_kib()
+        return {"mib": (after - before) / 1024, "left": hold.left(), "opened": hold.count}
 
 
 LARGE = 64 << 20
@@ -92,4 +174,17 @@ ALL = [
            ["echo", "--connections", 64, "--bytes", 128], 0.90, 0.78, p99=(0.70, 0.55)),
     loaded("ws-large", "WebSocket echo 1 MiB", "ms", 1e3, 512,
            ["echo", "--connections", 8, "--bytes", 1 << 20], 1.10, 0.95, digits=3),
+    Work("idle-ws", (Row("kib", "idle WebSocket, resident memory", "KiB", 1, 16, 12, False),), idle(True), rounds=3),
+    Work("idle-http", (Row("kib", "idle keep-alive connection, resident memory", "KiB", 1, 20, 14, False),), idle(False),
+         rounds=3),
+    Work("tunnels", (Row("ms", "processor time with 9,000 idle WebSockets", "ms/s", 3, 1, 0, False),), tunnels, rounds=1),
+    Work("start", (
+        Row("ms", "start, from exec to the first answer", "ms", 1),
+        Row("rss", "resident size of all processes, idle", "MiB", 1, 14, 9, False),
+        Row("pss", "the same, shared pages counted once", "MiB", 1)), start, rounds=3),
+    Work("reload", (
+        Row("failed", "20 reloads under load: failed requests", "", 0, 0, 0, False),
+        Row("dropped", "20 reloads under load: dropped WebSockets", "", 0, 0, 0, False)), reload_under_load, rounds=1),
+    Work("growth", (Row("mib", "memory growth over 20 reloads, 5 new WebSockets each", "MiB", 1, 5, 1, False),), growth,
+         rounds=1),
 ]

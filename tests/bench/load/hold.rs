@@ -1,7 +1,8 @@
 //! Connections that are opened, used once and then left alone: what idleness costs.
 //!
-//! stdin says what to do, one line each, and each is answered by a line: `open N` opens further ones, `check`
-//! uses all of them once more and fails if one is lost. The end of stdin closes everything.
+//! stdin says what to do, one line each, and each is answered by a line: `open N` opens further ones and tells
+//! how many are open, `check` uses all of them once more, drops those that are lost, and tells how many are left.
+//! The end of stdin closes everything.
 
 use crate::http1::{Http1, PATH, head};
 use crate::meter::{self, Fault, Starter};
@@ -50,16 +51,19 @@ pub(crate) async fn hold(target: Target, is_socket: bool) -> Result<(), Fault> {
         match line.split_once(' ') {
             Some(("open", count)) => {
                 all.extend(meter::many(count.parse()?, |_| Held::open(&dialer, is_socket, &probe)).await?);
-                starter.tell(format_args!("open {}", all.len()));
             }
             None if line == "check" => {
-                for held in &mut all {
-                    held.ask(&probe).await?;
+                let mut left = Vec::with_capacity(all.len());
+                for mut held in all {
+                    if held.ask(&probe).await.is_ok() {
+                        left.push(held);
+                    }
                 }
-                starter.tell("all there");
+                all = left;
             }
             _ => return Err(format!("unknown: {line}").into()),
         }
+        starter.tell(all.len());
     }
     Ok(())
 }
