@@ -24,8 +24,9 @@ class Bench:
     # Large buffers for large messages; README.md has what they cost and bring.
     nginx_buffers = "proxy_buffer_size 32k; proxy_buffers 8 32k; proxy_busy_buffers_size 64k;"
 
-    def __init__(self, programs):
-        """`programs` is the folder of the load generator and of the upstream."""
+    def __init__(self, programs, fraction=1):
+        """`programs` is the folder of the load generator and of the upstream; amounts are divided by `fraction`."""
+        self.fraction = fraction
         self.load = programs / "bench_load"
         self.upstream_program = programs / "bench_upstream"
         self.stack = contextlib.ExitStack()

@@ -277,7 +277,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
         eight.copy_from_slice(chunk);
         chunk.copy_from_slice(&(u64::from_ne_bytes(eight) ^ wide).to_ne_bytes());
     }
-    for (byte, key) in chunks.into_remainder().iter_mut().zip(mask) {
+    for (byte, key) in chunks.into_remainder().iter_mut().zip(mask.into_iter().cycle()) {
         *byte ^= key;
     }
 }

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
-from programs import Failed, Hold, Load, wait_until
+from programs import Failed, Hold, Load
 
 GIB = 1 << 30
 
@@ -37,7 +37,6 @@ class Work:
     warm: Callable | None = None
     # The most rounds that make sense: what repeats to the page needs no five.
     rounds: int = 1_000
-    has_log: bool = False
 
 
 def loaded(name, title, unit, per, count, arguments, must=None, aim=None, p99=None, has_log=False, digits=1):
@@ -53,7 +52,7 @@ def loaded(name, title, unit, per, count, arguments, must=None, aim=None, p99=No
             if has_log:
                 # Records that are still to be written belong to the work.
                 subject.requests += result["units"] + connections(arguments)
-                wait_until(subject.is_logged, f"{subject.requests} records", every=0.01)
+                subject.wait_for_records()
             used = subject.running.processor_seconds() - before
             load.finish()
         return {
@@ -63,8 +62,9 @@ def loaded(name, title, unit, per, count, arguments, must=None, aim=None, p99=No
     rows = [Row("cpu", title, unit, digits, must, aim)]
     if p99:
         rows.append(Row("p99", f"{title}, p99", "µs", 0, *p99))
-    return Work(name, tuple(rows), lambda contender: run(contender, count),
-                lambda contender: run(contender, max(count // 10, connections(arguments))), has_log=has_log)
+    # A tenth to get warm, but something on each connection.
+    return Work(name, tuple(rows), lambda contender: run(contender, count // contender.bench.fraction),
+                lambda contender: run(contender, max(count // 10, connections(arguments))))
 
 
 def connections(arguments):

@@ -27,7 +27,7 @@ pub(crate) type Stream = TlsStream<TcpStream>;
 pub(crate) struct Target {
     address: SocketAddr,
     name: ServerName<'static>,
-    /// The name as text, for `Host`.
+    /// Name and port, as a client writes them in `Host`.
     pub(crate) host: String,
     certificate: CertificateDer<'static>,
     provider: Arc<CryptoProvider>,
@@ -44,7 +44,7 @@ impl Target {
         Ok(Self {
             address,
             name: ServerName::try_from(host.to_owned())?,
-            host: host.to_owned(),
+            host: format!("{host}:{}", address.port()),
             certificate: CertificateDer::from_pem_file(certificate)?,
             provider: Arc::new(provider),
         })
