@@ -57,7 +57,8 @@ def lines(works, contenders, readings):
                 values = readings.of(work.name, row.key, contender.name)
                 if not values:
                     continue
-                ratios = [value / base for value, base in zip(values, reference) if base]
+                # Counts have no unit and no ratio: seven failures are not a seventh of forty-nine.
+                ratios = [value / base for value, base in zip(values, reference) if base and row.unit]
                 median = statistics.median(values)
                 cells[contender.name] = (
                     Cell(median, statistics.median(ratios), min(ratios), max(ratios)) if ratios else Cell(median))
