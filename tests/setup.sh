@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # tests/setup.sh [--without-gateway] [DIR]: the outside programs that the tests drive. Debian packages go to the system,
 # npm packages into DIR (default target/outside). What is there already is left alone, so a second run does nothing.
-# --without-gateway leaves out the npm part: the real gateway is 647 MB, and only tests/gateway/run needs it.
+# --without-gateway leaves out what only tests/gateway/run and tests/bench/compare need: the npm part, for the real
+# gateway is 647 MB, and the other edges that speed is compared with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,6 +21,12 @@ programs=(
   script=bsdutils        # a terminal of the test's own
   npm=npm                # fetches the packages below
 )
+# Other edges, for tests/bench/compare.
+peers=(
+  nginx=nginx
+  haproxy=haproxy
+  caddy=caddy
+)
 # Exact versions: the scenario knows this gateway's protocol and answers, and a test must not change by itself.
 packages=(
   openclaw@2026.9.6      # the real gateway
@@ -32,19 +39,27 @@ directory=target/outside
 for argument in "$@"; do
   case "$argument" in
     --without-gateway) with_gateway=false ;;
-    -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
     -*) echo "tests/setup.sh: unknown option $argument" >&2; exit 2 ;;
     *) directory=$argument ;;
   esac
 done
 
+# The system's own folders count too: iproute2 lives in sbin, which is not on every user's path.
+has() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null; }
+
 missing=()
 for pair in "${programs[@]}"; do
   program=${pair%%=*}
   if [[ $with_gateway == false && ($program == npm || $program == chromium) ]]; then continue; fi
-  # The system's own folders count too: iproute2 lives in sbin, which is not on every user's path.
-  PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${pair#*=}")
+  has "$program" || missing+=("${pair#*=}")
 done
+services=()
+if [[ $with_gateway == true ]]; then
+  for pair in "${peers[@]}"; do
+    has "${pair%%=*}" || { missing+=("${pair#*=}"); services+=("${pair#*=}"); }
+  done
+fi
 if ((${#missing[@]})); then
   if ((EUID != 0)); then
     echo "tests/setup.sh: not installed: ${missing[*]}" >&2
@@ -52,8 +67,18 @@ if ((${#missing[@]})); then
     exit 1
   fi
   command -v apt-get >/dev/null || { echo "tests/setup.sh: no apt-get here; install by other means: ${missing[*]}" >&2; exit 1; }
+  # Debian starts a service when it installs one. These are here to be compared, not to take this machine's ports.
+  policy=/usr/sbin/policy-rc.d
+  if ((${#services[@]})) && [[ ! -e $policy ]]; then
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+    trap 'rm -f "$policy"' EXIT
+  fi
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  for service in "${services[@]}"; do
+    if has systemctl; then systemctl disable --quiet "$service" || echo "not disabled: $service" >&2; fi
+  done
   echo "installed: ${missing[*]}"
 fi
 

@@ -10,8 +10,9 @@ import shutil
 import signal
 import ssl
 import tempfile
-import time
 from pathlib import Path
+
+import usage
 
 EDGE = "203.0.113.10"
 CLIENT = "203.0.113.77"
@@ -161,16 +162,10 @@ class Edge(Child):
         return await asyncio.wait_for(self.process.wait(), within)
 
     def resident_kib(self):
-        """Resident memory, exact: /proc/PID/status may lag behind by some pages a thread."""
-        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Rss:"):
-                return int(line.split()[1])
-        raise RuntimeError("no Rss line")
+        return usage.resident_kib(self.pid)
 
     def processor_seconds(self):
-        """Of all threads, those that have ended too, to the nanosecond."""
-        # The clock of a process, as clock_getcpuclockid(3) makes its number; /proc counts in hundredths.
-        return time.clock_gettime(~self.pid << 3 | 2)
+        return usage.processor_seconds(self.pid)
 
     def trust(self, *alpn):
         """A client's TLS: the edge's own authority and nothing else."""
