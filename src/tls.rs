@@ -9,6 +9,7 @@ pub mod client;
 pub mod fault;
 pub mod files;
 mod hello;
+pub mod holding;
 mod load;
 pub mod local_ca;
 mod policies;
@@ -30,6 +31,7 @@ use crate::addr::{HostName, HostPattern};
 use crate::site::policy::{Alpn, TlsPolicy};
 use crate::site::{ListenerId, Site, SiteTable, UnknownSni};
 use hello::{Alert, Hello, Progress, Refused};
+use holding::Holding;
 
 pub use client::client_config;
 pub use fault::{HandshakeError, Spoke, TlsError};
@@ -40,7 +42,7 @@ pub use policies::{Policies, provider};
 #[derive(Debug)]
 pub struct Handshake<S> {
     /// The stream, ready for HTTP.
-    pub stream: TlsStream<S>,
+    pub stream: TlsStream<Holding<S>>,
     /// What was agreed.
     pub facts: Rc<TlsFacts>,
 }
@@ -143,7 +145,7 @@ where
         }
     };
     let config = policies::with_certificate(&base, Arc::clone(&certificate.key));
-    match StartHandshake::from_parts(accepted, stream).into_stream(config).await {
+    match StartHandshake::from_parts(accepted, Holding::new(stream)).into_stream(config).await {
         Ok(stream) => {
             let facts = TlsFacts::of(stream.get_ref().1, sni, &choice).map_err(|error| (None, error.into()))?;
             Ok(Handshake { stream, facts: Rc::new(facts) })

@@ -6,12 +6,14 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+
+use crate::alarm::Alarm;
 
 /// What `accept` returned.
 #[derive(Debug)]
@@ -27,9 +29,11 @@ pub enum Socket {
 pub struct Patient {
     socket: Socket,
     state: Arc<State>,
-    /// Exists only after a write had to wait, which most connections never do.
-    waiting: Option<Pin<Box<Sleep>>>,
-    is_waiting: bool,
+    /// Until when a write that waits may wait.
+    until: Option<Instant>,
+    alarm: Alarm,
+    /// The client has closed its side.
+    is_eof: bool,
 }
 
 /// The connection's end of the socket: what it may steer and read, while others own the stream.
@@ -63,18 +67,19 @@ impl Patient {
     /// Wraps a socket; the limit holds until a request sets another.
     pub fn new(socket: Socket, limit: Duration) -> (Self, SocketHandle) {
         let state = Arc::new(State { send_limit: AtomicU64::new(millis(limit)), bytes_read: AtomicU64::new(0) });
-        (Self { socket, state: Arc::clone(&state), waiting: None, is_waiting: false }, SocketHandle(state))
+        (
+            Self { socket, state: Arc::clone(&state), until: None, alarm: Alarm::default(), is_eof: false },
+            SocketHandle(state),
+        )
     }
 
     /// A write waits: it fails when it has waited too long.
     fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        let limit = Duration::from_millis(self.state.send_limit.load(Ordering::Relaxed));
-        let timer = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        if !self.is_waiting {
-            self.is_waiting = true;
-            timer.as_mut().reset(Instant::now() + limit);
+        let limit = || Duration::from_millis(self.state.send_limit.load(Ordering::Relaxed));
+        let until = *self.until.get_or_insert_with(|| Instant::now() + limit());
+        if !self.alarm.is_late(cx, until) {
+            return Poll::Pending;
         }
-        ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))
     }
 
@@ -82,7 +87,7 @@ impl Patient {
         match written {
             Poll::Pending => self.poll_patience(cx),
             Poll::Ready(written) => {
-                self.is_waiting = false;
+                self.until = None;
                 Poll::Ready(written)
             }
         }
@@ -97,7 +102,11 @@ impl AsyncRead for Patient {
             Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
             Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
         };
-        this.state.bytes_read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        let length = buffer.filled().len() - before;
+        this.is_eof |= matches!(read, Poll::Ready(Ok(()))) && length == 0 && buffer.remaining() > 0;
+        // No other thread writes.
+        let count = &this.state.bytes_read;
+        count.store(count.load(Ordering::Relaxed) + length as u64, Ordering::Relaxed);
         read
     }
 }
@@ -118,6 +127,10 @@ impl AsyncWrite for Patient {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        // One slice is the usual case, and a plain write the cheaper call.
+        if let [bytes] = slices {
+            return Pin::new(this).poll_write(cx, bytes);
+        }
         let written = match &mut this.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
             Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
@@ -135,7 +148,10 @@ impl AsyncWrite for Patient {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        match &mut this.socket {
+            // Both sides are over, and the stream is dropped next: that close ends ours.
+            _ if this.is_eof => Poll::Ready(Ok(())),
             Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }

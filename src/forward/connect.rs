@@ -164,6 +164,10 @@ impl AsyncWrite for EndpointStream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // One slice is the usual case, and a plain write the cheaper call.
+        if let [bytes] = slices {
+            return self.poll_write(cx, bytes);
+        }
         each!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices))
     }
 

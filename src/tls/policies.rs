@@ -150,6 +150,8 @@ fn build(policy: &TlsPolicy) -> Result<ServerConfig, TlsError> {
     // Keys change every 6 h and are taken for 12 h: so long may a client certificate that has expired
     // live on in a resumed session. Another list of authorities is another policy, with other keys.
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
+    // Our choice: one connection is what HTTP/2 clients open, and each that resumes gets the next ticket (RFC 8446 C.4).
+    config.send_tls13_tickets = 1;
     config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
     Ok(config)
 }

@@ -72,6 +72,7 @@ const TABLE: &[Row] = &[
     (2, "tls/fault", &["words"]),
     (2, "tls/files", &["words", "tls/", "snapshot", "site", "site/"]),
     (2, "tls/hello", &["tls/fault"]),
+    (2, "tls/holding", &[]),
     (2, "tls/load", &["words", "tls/", "site", "site/"]),
     (2, "tls/local_ca", &["words", "tls/", "snapshot", "site", "site/"]),
     (2, "tls/policies", &["tls/certs", "tls/fault", "site", "site/"]),
@@ -152,7 +153,7 @@ const TABLE: &[Row] = &[
         "connection/http2",
         &["words", "connection", "connection/socket", "request", "request/reply", "forward/tunnel", "site/policy"],
     ),
-    (5, "connection/socket", &[]),
+    (5, "connection/socket", &["words"]),
     (6, "listen", &["words", "listen/", "connection", "connection/socket", "site", "access_log"]),
     (6, "listen/bind", &["words"]),
     (
