@@ -206,10 +206,11 @@ impl Upstreams {
             if let Some(upload) = upload.as_mut().filter(|_| turn == 0 || *plan.host == HostPolicy::Upstream) {
                 upload.write_head(host(plan.host, endpoint).as_ref());
             }
+            let now = Instant::now();
             if !plan.is_tunnel
-                && let Some(link) = live.take(endpoint)
+                && let Some(link) = live.take(endpoint, now)
             {
-                match attempt(link, upload, &live, endpoint, plan).await {
+                match attempt(link, upload, &live, endpoint, plan, now).await {
                     Ok(answer) => return Ok(Sent::Answered(answer)),
                     // The endpoint gave up an idle connection while we took it for a good one.
                     Err(Lost::Closed(detail)) => match upload {
@@ -222,7 +223,7 @@ impl Upstreams {
             let tls = tls_of(endpoint, &live)?;
             // Boxed, as what is rare: every request would have to have room for it.
             match Box::pin(connect::dial(endpoint, tls, plan.timeouts.connect)).await {
-                Ok(link) => match attempt(link, upload, &live, endpoint, plan).await {
+                Ok(link) => match attempt(link, upload, &live, endpoint, plan, Instant::now()).await {
                     Ok(answer) => return Ok(Sent::Answered(answer)),
                     Err(Lost::Failed(refusal)) => return Err(refusal),
                     Err(Lost::Closed(detail)) => match upload {
@@ -301,11 +302,12 @@ async fn attempt(
     live: &Rc<Live>,
     endpoint: &Arc<Endpoint>,
     plan: &Plan<'_>,
+    now: Instant,
 ) -> Result<Answer, Lost> {
     let in_flight = live.enter();
     let label = &endpoint.label;
     let is_head = upload.as_ref().is_some_and(Upload::is_head);
-    let mut deadline = Instant::now() + plan.timeouts.response_head;
+    let mut deadline = now + plan.timeouts.response_head;
     let mut is_writing = true;
     let head = poll_fn(|cx| {
         if let Some(upload) = upload.as_mut().filter(|_| is_writing) {

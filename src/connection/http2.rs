@@ -31,7 +31,7 @@ use crate::alarm::Alarm;
 use crate::body::{BodyError, Inbound};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, X_REQUEST_ID};
 use crate::request::reply::ReplyBody;
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 use crate::site::policy::Timeouts;
@@ -81,7 +81,14 @@ where
         });
         // Boxed: hyper moves it about, from one state of the stream to the next.
         let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request));
-        async move { Ok::<_, Infallible>(served.await.map(|body| Paced { body, piece: Bytes::new(), pace })) }
+        async move {
+            let mut response = served.await;
+            if let Some(id) = response.headers_mut().get_mut(X_REQUEST_ID) {
+                // Not for the table of HPACK (RFC 7541 7.1.3): each is new, and would drive out what repeats.
+                id.set_sensitive(true);
+            }
+            Ok::<_, Infallible>(response.map(|body| Paced { body, piece: Bytes::new(), pace }))
+        }
     });
     let mut builder = http2::Builder::new(streams);
     builder

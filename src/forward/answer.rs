@@ -203,7 +203,8 @@ pub struct AnswerBody {
     rest: Rest,
     is_persistent: bool,
     silence: Duration,
-    progress: Instant,
+    /// Since when nothing comes. The clock is only read if the body has to wait.
+    silent_since: Option<Instant>,
     /// Why it broke off, to be told next.
     failure: Option<BodyError>,
 }
@@ -214,8 +215,7 @@ impl AnswerBody {
         let Head { response, rest, is_persistent } = head;
         let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         response.map(|()| {
-            let progress = Instant::now();
-            let mut body = Self { lease: Some(lease), rest, is_persistent, silence, progress, failure: None };
+            let mut body = Self { lease: Some(lease), rest, is_persistent, silence, silent_since: None, failure: None };
             if body.rest.is_over() && !is_tunnel {
                 body.end();
             }
@@ -288,10 +288,11 @@ impl http_body::Body for AnswerBody {
                     let error = io::Error::from(io::ErrorKind::UnexpectedEof);
                     return this.fail(cx, BodyError::Broken(Box::new(error)));
                 }
-                Poll::Ready(Ok(_)) => this.progress = Instant::now(),
+                Poll::Ready(Ok(_)) => this.silent_since = None,
                 Poll::Ready(Err(error)) => return this.fail(cx, BodyError::Broken(Box::new(error))),
                 Poll::Pending => {
-                    if !lease.link.is_late(cx, this.progress + this.silence) {
+                    let since = *this.silent_since.get_or_insert_with(Instant::now);
+                    if !lease.link.is_late(cx, since + this.silence) {
                         return Poll::Pending;
                     }
                     return this.fail(cx, BodyError::Stalled);

@@ -121,10 +121,10 @@ impl Pool {
 
 impl Live {
     /// An idle connection that is young enough and still open: the youngest, so that the rest can age out.
-    pub fn take(&self, endpoint: &Endpoint) -> Option<Link> {
+    pub fn take(&self, endpoint: &Endpoint, now: Instant) -> Option<Link> {
         let mut idle = self.idle.borrow_mut();
         while let Some(Idle { link, since }) = idle.pop() {
-            if since.elapsed() >= endpoint.keep_alive {
+            if now.saturating_duration_since(since) >= endpoint.keep_alive {
                 // All others are older still.
                 idle.clear();
                 return None;

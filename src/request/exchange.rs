@@ -55,7 +55,8 @@ pub struct Exchange {
 /// What only the record needs.
 #[derive(Debug)]
 pub struct Notes {
-    begun: Instant,
+    /// Read only for a record, as the other times here.
+    begun: Option<Instant>,
     /// The method, as sent.
     pub method: Method,
     /// The target, as sent.
@@ -116,7 +117,7 @@ impl Exchange {
         let keep = |name| fields.get(name).filter(|_| is_on).cloned();
         let authority = || head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
         let notes = Notes {
-            begun: Instant::now(),
+            begun: is_on.then(Instant::now),
             method: head.method.clone(),
             uri: head.uri.clone(),
             host: fields.get(HOST).cloned().or_else(authority),
@@ -213,7 +214,7 @@ impl Exchange {
 
     /// The request goes upstream now.
     pub fn sent_upstream(&mut self) {
-        self.notes.sent = Some(Instant::now());
+        self.notes.sent = self.notes.begun.map(|_| Instant::now());
     }
 
     /// The endpoint has answered.
@@ -319,7 +320,7 @@ impl Exchange {
                 head: notes.head_time,
                 held: notes.held,
                 upstream: notes.upstream_time,
-                total: notes.begun.elapsed() + notes.head_time,
+                total: notes.begun.map_or(Duration::ZERO, |begun| begun.elapsed()) + notes.head_time,
             },
             bytes: Amounts {
                 inbound: self.request_meter.as_ref().map_or(0, |meter| meter.bytes()),
