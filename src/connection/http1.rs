@@ -54,6 +54,7 @@ where
         keep_alive: bounds.keep_alive,
         first: (accepted + bounds.head).into(),
         answer: raw_answer,
+        socket: socket.clone(),
     };
     let talk = Rc::new(Talk::default());
     let carrier: Rc<dyn Carrier> = Rc::new(Http1 { talk: Rc::clone(&talk), socket });
@@ -92,6 +93,8 @@ struct Terms {
     /// When the first byte of the first head must be there.
     first: Instant,
     answer: Answer,
+    /// The accepted socket.
+    socket: SocketHandle,
 }
 
 /// Makes the complete response to a bad head, and says the request ID that it names.

@@ -5,7 +5,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +24,16 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
+impl Socket {
+    /// Holds what is written until the shutdown that follows. Where that is not possible it goes out as ever.
+    fn cork(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Tcp(socket) = self {
+            let _ = socket2::SockRef::from(socket).set_tcp_cork(true);
+        }
+    }
+}
+
 /// A socket whose writes may not wait for ever.
 #[derive(Debug)]
 pub struct Patient {
@@ -32,25 +42,29 @@ pub struct Patient {
     /// Until when a write that waits may wait.
     until: Option<Instant>,
     alarm: Alarm,
-    /// The client has closed its side.
-    is_eof: bool,
 }
 
 /// The connection's end of the socket: what it may steer and read, while others own the stream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SocketHandle(Arc<State>);
 
 /// Atomics because streams must be `Send`; only one thread uses them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     send_limit: AtomicU64,
     bytes_read: AtomicU64,
+    is_ending: AtomicBool,
 }
 
 impl SocketHandle {
     /// Sets the longest time in which the client may take no byte, for writes that begin to wait from now on.
     pub fn limit_send(&self, limit: Duration) {
         self.0.send_limit.store(millis(limit), Ordering::Relaxed);
+    }
+
+    /// Says that the stream is shut down after the next write: both then travel in one packet.
+    pub fn ends(&self) {
+        self.0.is_ending.store(true, Ordering::Relaxed);
     }
 
     /// Bytes that came, before decryption.
@@ -66,11 +80,8 @@ fn millis(limit: Duration) -> u64 {
 impl Patient {
     /// Wraps a socket; the limit holds until a request sets another.
     pub fn new(socket: Socket, limit: Duration) -> (Self, SocketHandle) {
-        let state = Arc::new(State { send_limit: AtomicU64::new(millis(limit)), bytes_read: AtomicU64::new(0) });
-        (
-            Self { socket, state: Arc::clone(&state), until: None, alarm: Alarm::default(), is_eof: false },
-            SocketHandle(state),
-        )
+        let state = Arc::new(State { send_limit: AtomicU64::new(millis(limit)), ..State::default() });
+        (Self { socket, state: Arc::clone(&state), until: None, alarm: Alarm::default() }, SocketHandle(state))
     }
 
     /// A write waits: it fails when it has waited too long.
@@ -103,7 +114,6 @@ impl AsyncRead for Patient {
             Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
         };
         let length = buffer.filled().len() - before;
-        this.is_eof |= matches!(read, Poll::Ready(Ok(()))) && length == 0 && buffer.remaining() > 0;
         // No other thread writes.
         let count = &this.state.bytes_read;
         count.store(count.load(Ordering::Relaxed) + length as u64, Ordering::Relaxed);
@@ -114,6 +124,9 @@ impl AsyncRead for Patient {
 impl AsyncWrite for Patient {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.state.is_ending.load(Ordering::Relaxed) {
+            this.socket.cork();
+        }
         let written = match &mut this.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Socket::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
@@ -148,10 +161,7 @@ impl AsyncWrite for Patient {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match &mut this.socket {
-            // Both sides are over, and the stream is dropped next: that close ends ours.
-            _ if this.is_eof => Poll::Ready(Ok(())),
+        match &mut self.get_mut().socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }

@@ -146,7 +146,7 @@ const TABLE: &[Row] = &[
         ],
     ),
     (5, "connection/http1/farewell", &["words", "connection/http1/line"]),
-    (5, "connection/http1/line", &["words", "connection/http1", "framing", "framing/"]),
+    (5, "connection/http1/line", &["words", "connection/http1", "connection/socket", "framing", "framing/"]),
     (5, "connection/http1/outbound", &["framing", "framing/sending"]),
     (
         5,

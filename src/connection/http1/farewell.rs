@@ -25,6 +25,10 @@ pub(super) const LINGER_BYTES: usize = 1 << 20;
 /// Writes `answer`, closes our side, and lingers if the client may still be sending.
 pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(line: &Line<S>, mut answer: Bytes, lingers: bool) {
     let stream = line.stream();
+    if answer.is_empty() {
+        // What TLS still says is the last write.
+        line.socket().ends();
+    }
     let closing = async {
         while !answer.is_empty() {
             match on(stream, |stream, cx| stream.poll_write(cx, &answer)).await? {

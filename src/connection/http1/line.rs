@@ -13,6 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::super::socket::SocketHandle;
 use super::{Answer, Talk, Terms};
 use crate::alarm::Alarm;
 use crate::body::BodyError;
@@ -26,6 +27,7 @@ pub(super) struct Line<S> {
     inbound: RefCell<Inbound>,
     talk: Rc<Talk>,
     answer: Answer,
+    socket: SocketHandle,
     /// The interim response that the client waits for (RFC 9110 15.2.1), as far as it is not written.
     interim: Cell<&'static [u8]>,
     /// Somebody may still read the present body.
@@ -87,10 +89,16 @@ impl<S> Line<S> {
             inbound: RefCell::new(inbound),
             talk,
             answer: terms.answer,
+            socket: terms.socket,
             interim: Cell::new(b""),
             is_body_held: Cell::new(false),
             waits_for_body: RefCell::new(None),
         }
+    }
+
+    /// The accepted socket.
+    pub(super) fn socket(&self) -> &SocketHandle {
+        &self.socket
     }
 
     /// The complete response to a bad head, and the request ID that it names.

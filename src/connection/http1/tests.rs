@@ -25,7 +25,14 @@ fn answer(fault: Fault) -> (Box<str>, Bytes) {
 }
 
 fn terms() -> Terms {
-    Terms { limits: Limits::default(), head: HEAD, keep_alive: KEEP_ALIVE, first: Instant::now() + HEAD, answer }
+    Terms {
+        limits: Limits::default(),
+        head: HEAD,
+        keep_alive: KEEP_ALIVE,
+        first: Instant::now() + HEAD,
+        answer,
+        socket: SocketHandle::default(),
+    }
 }
 
 /// What the service saw, and what it answers.
