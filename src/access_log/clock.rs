@@ -16,6 +16,11 @@ impl Stamp {
         std::str::from_utf8(&self.0).expect("digits and signs only")
     }
 
+    /// Its bytes.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// `13:02:31.114`.
     pub(super) fn time_of_day(&self) -> &str {
         &self.as_str()[11..23]

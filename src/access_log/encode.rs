@@ -127,25 +127,49 @@ impl Json for &[&str] {
     }
 }
 
+/// Appends a string that is known to need no escapes.
+pub(super) fn plain_string(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b'"');
+    out.extend_from_slice(text);
+    out.push(b'"');
+}
+
 /// Appends one string, given in parts.
 pub(super) fn string(out: &mut Vec<u8>, parts: &[&str]) {
     out.push(b'"');
-    for part in parts {
-        let bytes = part.as_bytes();
-        // Nearly all are plain. No early exit, so that the compiler vectorises it.
-        let is_plain = |plain, byte: &u8| plain & (b' '..=b'~').contains(byte) & (*byte != b'"') & (*byte != b'\\');
-        if bytes.iter().fold(true, is_plain) {
-            out.extend_from_slice(bytes);
-        } else {
-            part.chars().for_each(|character| escaped(out, character));
+    parts.iter().for_each(|part| push_text(out, part));
+    out.push(b'"');
+}
+
+/// Appends a text inside a string.
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    if is_plain(text.as_bytes()) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        text.chars().for_each(|character| push_escaped(out, character));
+    }
+}
+
+/// True for a text that needs no escapes, as nearly all.
+fn is_plain(text: &[u8]) -> bool {
+    // No early exit inside a block, so that the compiler makes a few vector instructions of it.
+    let is_plain = |block: &[u8; 16]| {
+        block.iter().fold(true, |plain, byte| plain & (b' '..=b'~').contains(byte) & (*byte != b'"') & (*byte != b'\\'))
+    };
+    match text.last_chunk() {
+        // It may begin inside the block before.
+        Some(last) => is_plain(last) && text.as_chunks().0.iter().all(is_plain),
+        None => {
+            let mut block = [b' '; 16];
+            block[..text.len()].copy_from_slice(text);
+            is_plain(&block)
         }
     }
-    out.push(b'"');
 }
 
 /// Appends a character of a string: escaped where JSON asks for it (RFC 8259 7), and where it is legal
 /// but acts on a terminal: DEL, C1, bidi.
-fn escaped(out: &mut Vec<u8>, character: char) {
+fn push_escaped(out: &mut Vec<u8>, character: char) {
     let short = match character {
         '"' | '\\' => character,
         '\u{8}' => 'b',

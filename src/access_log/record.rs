@@ -281,14 +281,14 @@ impl<'a> RequestLine<'a> {
             !r.websocket.is_empty() && target.split_once('?').is_some_and(|(_, query)| query.contains("=~"));
         Self {
             t,
-            id: clip(r.id.as_bytes(), MAX_FIELD),
+            id: clip_text(r.id.into(), MAX_FIELD),
             site: r.site,
             route: r.route,
             client: r.client,
             peer: r.peer,
             hops: r.hops,
-            forwarded_in: r.forwarded_in.map(|chain| clip(chain.as_bytes(), MAX_TARGET)),
-            method: clip(r.method.as_str().as_bytes(), MAX_FIELD),
+            forwarded_in: r.forwarded_in.map(|chain| clip_text(chain.into(), MAX_TARGET)),
+            method: clip_text(r.method.as_str().into(), MAX_FIELD),
             path: clip_text(target, MAX_TARGET),
             host: field(redactor, "host", r.host),
             ua: field(redactor, "user-agent", r.ua),
@@ -297,7 +297,7 @@ impl<'a> RequestLine<'a> {
             http: version(r.http),
             alpn: r.alpn,
             tls: r.tls,
-            sni: r.sni.map(|name| clip(name.as_bytes(), MAX_FIELD)),
+            sni: r.sni.map(|name| clip_text(name.into(), MAX_FIELD)),
             status: r.status.as_u16(),
             by: r.by,
             code: r.code,
@@ -321,7 +321,7 @@ impl<'a> TunnelLine<'a> {
         let r = record;
         Self {
             t,
-            id: clip(r.id.as_bytes(), MAX_FIELD),
+            id: clip_text(r.id.into(), MAX_FIELD),
             site: r.site,
             client: r.client,
             peer: r.peer,
@@ -337,7 +337,7 @@ impl<'a> TunnelLine<'a> {
             frames: r.frames,
             bytes: r.bytes,
             ended_by: r.ended_by,
-            how: clip(r.how.as_bytes(), MAX_WORDS),
+            how: clip_text(r.how.into(), MAX_WORDS),
             idle_ms: whole_millis(r.idle),
             r#gen: r.generation,
         }
@@ -352,13 +352,13 @@ impl<'a> ConnectionLine<'a> {
             t,
             peer: r.peer,
             listener: r.listener,
-            id: r.answer.map(|(id, ..)| clip(id.as_bytes(), MAX_FIELD)),
+            id: r.answer.map(|(id, ..)| clip_text(id.into(), MAX_FIELD)),
             status: r.answer.map(|(_, status, _)| status.as_u16()),
             code: r.answer.map(|(.., code)| code),
             ended: r.ended,
             // Words of ours, which may quote a target that could not be parsed.
             why: clip_text(redactor.target(r.why), MAX_WORDS),
-            sni: r.sni.map(|name| clip(name.as_bytes(), MAX_FIELD)),
+            sni: r.sni.map(|name| clip_text(name.into(), MAX_FIELD)),
             alpn: r.alpn,
             ms: whole_millis(r.lasted),
             bytes_in: r.bytes_in,
@@ -512,19 +512,19 @@ impl Line for LossLine {
 
 impl Json for Stamp {
     fn write(self, out: &mut Vec<u8>) {
-        encode::string(out, &[self.as_str()]);
+        encode::plain_string(out, self.as_bytes());
     }
 }
 
 impl Json for ClientAddr {
     fn write(self, out: &mut Vec<u8>) {
-        encode::string(out, &[self.text().as_str()]);
+        encode::plain_string(out, self.text().as_bytes());
     }
 }
 
 impl Json for PeerAddr {
     fn write(self, out: &mut Vec<u8>) {
-        encode::string(out, &[self.text().as_str()]);
+        encode::plain_string(out, self.text().as_bytes());
     }
 }
 
@@ -538,8 +538,8 @@ impl Json for TlsRecord<'_> {
 impl Json for Responder {
     fn write(self, out: &mut Vec<u8>) {
         match self {
-            Self::Edge => "edge".write(out),
-            Self::Upstream => "upstream".write(out),
+            Self::Edge => encode::plain_string(out, b"edge"),
+            Self::Upstream => encode::plain_string(out, b"upstream"),
         }
     }
 }
