@@ -474,16 +474,34 @@ fn json(code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'";
 
 fn html(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
+    let (message, id) = (escape(message), escape(id));
     let detail = detail.map_or(String::new(), |detail| format!("<p>{}.</p>", escape(detail)));
     let retry = if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED { RETRY_SCRIPT } else { "" };
-    include_str!("refusal/page.html")
-        .replace("{status}", status.as_str())
-        .replace("{retry}", retry)
-        .replace("{code}", code)
-        .replace("{by}", BY_EDGE)
-        .replace("{message}", &escape(message))
-        .replace("{id}", &escape(id))
-        .replace("{detail}", &detail)
+    let value = |name: &str| match name {
+        "status" => Some(status.as_str()),
+        "message" => Some(&*message),
+        "detail" => Some(&*detail),
+        "retry" => Some(retry),
+        "by" => Some(BY_EDGE),
+        "code" => Some(code),
+        "id" => Some(&*id),
+        // A rule of the style.
+        _ => None,
+    };
+    let mut rest = include_str!("refusal/page.html");
+    let mut page = String::with_capacity(rest.len() + retry.len() + detail.len() + 256);
+    while let Some((before, after)) = rest.split_once('{') {
+        page.push_str(before);
+        rest = after;
+        match after.split_once('}').and_then(|(name, behind)| Some((value(name)?, behind))) {
+            Some((value, behind)) => {
+                page.push_str(value);
+                rest = behind;
+            }
+            None => page.push('{'),
+        }
+    }
+    page + rest
 }
 
 /// Tries again after 2, 4, 8 … 60 s, and forgets the count when the page is left for another answer.
@@ -493,7 +511,7 @@ sessionStorage.setItem(k,n);document.getElementById('again').textContent='Trying
 setTimeout(()=>location.reload(),s*1000)</script>";
 
 fn escape(text: &str) -> Cow<'_, str> {
-    if !text.contains(['&', '<', '>', '"', '\'']) {
+    if !text.bytes().any(|byte| matches!(byte, b'&' | b'<' | b'>' | b'"' | b'\'')) {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 16);
@@ -562,8 +580,14 @@ mod tests {
 
     #[test]
     fn a_page_escapes_what_it_shows() {
-        let refusal = Refusal::Failed { failure: Failure::Protocol, detail: "<script>&".into() };
+        let refusal = Refusal::Failed { failure: Failure::Protocol, detail: "<script>& {code}".into() };
         let page = body(answer(&refusal, "text/html", true));
-        assert!(page.contains("&lt;script&gt;&amp;"), "{page}");
+        assert!(page.contains("&lt;script&gt;&amp; {code}"), "{page}");
+        assert!(page.contains("<title>502</title>") && page.contains("<h1>502: the gateway behind"), "{page}");
+        assert!(page.contains("<br>Code E502-protocol. Request r1.</small>"), "{page}");
+        assert!(
+            page.contains("body { font") && page.contains("</script>\n<p>") && page.ends_with("</html>\n"),
+            "{page}"
+        );
     }
 }
