@@ -212,11 +212,12 @@ fn is_request_id(text: &[u8]) -> bool {
 
 /// Removes `Connection` and each field that it lists, but for end-to-end ones.
 fn remove_connection(headers: &mut HeaderMap) {
-    if !headers.contains_key(CONNECTION) {
+    let mut values = headers.get_all(CONNECTION).iter().peekable();
+    if values.peek().is_none() {
         return;
     }
     let mut listed = Vec::new();
-    for value in headers.get_all(CONNECTION) {
+    for value in values {
         for option in value.as_bytes().split(|byte| *byte == b',') {
             let option = option.trim_ascii();
             // The usual ones are removed in any case.
