@@ -12,6 +12,7 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
 };
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use serde::Serialize;
 
 use crate::body::Body;
 
@@ -401,8 +402,12 @@ pub fn raw_answer(status: StatusCode, code: &str, message: &str, request_id: &st
 
 /// `Proxy-Status` of an answer of ours.
 fn proxy_status(error: &str, details: &str) -> Option<HeaderValue> {
-    let printable: String =
-        details.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect();
+    let is_printable = |c: char| matches!(c, ' '..='~');
+    let printable = if details.bytes().all(|byte| is_printable(byte.into())) {
+        Cow::Borrowed(details)
+    } else {
+        details.chars().map(|c| if is_printable(c) { c } else { '?' }).collect()
+    };
     let details = sfv::StringRef::from_str(&printable).ok()?;
     let mut serializer = sfv::ListSerializer::new();
     serializer
@@ -463,11 +468,21 @@ fn text(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id:
 }
 
 fn json(code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
-    let mut error = serde_json::json!({ "code": code, "by": "edge", "message": message, "request_id": id });
-    if let Some(detail) = detail {
-        error["detail"] = detail.into();
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        error: Error<'a>,
     }
-    serde_json::json!({ "error": error }).to_string() + "\n"
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: &'a str,
+        by: &'static str,
+        message: &'a str,
+        request_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a str>,
+    }
+    let error = Error { code, by: "edge", message, request_id: id, detail };
+    serde_json::to_string(&Answer { error }).expect("texts only") + "\n"
 }
 
 /// The page needs its own style and the few lines that try again; nothing else may run in it.
@@ -490,15 +505,16 @@ fn html(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id:
     };
     let mut rest = include_str!("refusal/page.html");
     let mut page = String::with_capacity(rest.len() + retry.len() + detail.len() + 256);
-    while let Some((before, after)) = rest.split_once('{') {
-        page.push_str(before);
-        rest = after;
-        match after.split_once('}').and_then(|(name, behind)| Some((value(name)?, behind))) {
-            Some((value, behind)) => {
-                page.push_str(value);
-                rest = behind;
-            }
-            None => page.push('{'),
+    while let Some(open) = memchr::memchr(b'{', rest.as_bytes()) {
+        page.push_str(&rest[..open]);
+        rest = &rest[open + 1..];
+        if let Some(close) = memchr::memchr(b'}', rest.as_bytes())
+            && let Some(value) = value(&rest[..close])
+        {
+            page.push_str(value);
+            rest = &rest[close + 1..];
+        } else {
+            page.push('{');
         }
     }
     page + rest
@@ -576,6 +592,20 @@ mod tests {
         ] {
             assert_eq!(answer(&Refusal::NoRoute, accept, false).headers()[CONTENT_TYPE], expected, "{accept}");
         }
+    }
+
+    #[test]
+    fn an_answer_as_json_has_stable_names() {
+        let refusal = Refusal::Failed { failure: Failure::Closed, detail: "\"x\" \u{e4}\n".into() };
+        let near = answer(&refusal, "application/json", true);
+        let status = "tidegate;error=connection_terminated;details=\"\\\"x\\\" ??\"";
+        assert_eq!(near.headers()[PROXY_STATUS], status, "printable ASCII only");
+        let words = "the gateway behind this address closed the connection before it answered";
+        let begin = format!(
+            "{{\"error\":{{\"code\":\"E502-closed\",\"by\":\"edge\",\"message\":\"{words}\",\"request_id\":\"r1\""
+        );
+        assert_eq!(body(near), format!("{begin},\"detail\":\"\\\"x\\\" \u{e4}\\n\"}}}}\n"));
+        assert_eq!(body(answer(&refusal, "application/json", false)), format!("{begin}}}}}\n"));
     }
 
     #[test]
