@@ -20,7 +20,8 @@ pub use record::{Amounts, ConnectionRecord, RequestRecord, Responder, Timings, T
 pub use writer::Writer;
 
 use clock::Clock;
-use record::{ConnectionLine, Line, RequestLine, TunnelLine};
+use encode::Line;
+use record::{ConnectionLine, RequestLine, TunnelLine};
 use redact::{Extra, Redactor};
 use writer::{Output, Queue};
 

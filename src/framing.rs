@@ -167,6 +167,10 @@ impl Chunks {
                 }
                 return Ok((at, data));
             }
+            if let Some(line) = self.plain_line(&bytes[at..]) {
+                at += line;
+                continue;
+            }
             self.state = self.next(bytes[at]).map_err(|fault| (at, fault))?;
             at += 1;
         }
@@ -176,6 +180,27 @@ impl Chunks {
     /// True when the last chunk's line was read: what follows is the trailer section.
     pub fn is_last(&self) -> bool {
         self.state == ChunkState::Last
+    }
+
+    /// Reads the end of a chunk and the size of the next one, when both are here whole and the size stands
+    /// alone, as nearly all senders write it. Returns their length; everything else goes byte by byte.
+    fn plain_line(&mut self, bytes: &[u8]) -> Option<usize> {
+        let line = match self.state {
+            ChunkState::Size if self.digits == 0 => bytes,
+            ChunkState::DataCr => bytes.strip_prefix(b"\r\n")?,
+            _ => return None,
+        };
+        let mut size = 0;
+        // 16 digits, as in `size_digit`; a 17th is no end.
+        for (digits, pair) in line.windows(2).take(17).enumerate() {
+            if pair == b"\r\n" && digits > 0 {
+                self.left = size;
+                self.state = if size == 0 { ChunkState::Last } else { ChunkState::Data };
+                return Some(bytes.len() - line.len() + digits + 2);
+            }
+            size = size << 4 | u64::from(char::from(pair[0]).to_digit(16)?);
+        }
+        None
     }
 
     /// Reads one byte that is not data.

@@ -12,6 +12,7 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
 };
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use serde::Serialize;
 
 use crate::body::Body;
 
@@ -401,8 +402,12 @@ pub fn raw_answer(status: StatusCode, code: &str, message: &str, request_id: &st
 
 /// `Proxy-Status` of an answer of ours.
 fn proxy_status(error: &str, details: &str) -> Option<HeaderValue> {
-    let printable: String =
-        details.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect();
+    let is_printable = |c: char| matches!(c, ' '..='~');
+    let printable = if details.bytes().all(|byte| is_printable(byte.into())) {
+        Cow::Borrowed(details)
+    } else {
+        details.chars().map(|c| if is_printable(c) { c } else { '?' }).collect()
+    };
     let details = sfv::StringRef::from_str(&printable).ok()?;
     let mut serializer = sfv::ListSerializer::new();
     serializer
@@ -463,27 +468,56 @@ fn text(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id:
 }
 
 fn json(code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
-    let mut error = serde_json::json!({ "code": code, "by": "edge", "message": message, "request_id": id });
-    if let Some(detail) = detail {
-        error["detail"] = detail.into();
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        error: Error<'a>,
     }
-    serde_json::json!({ "error": error }).to_string() + "\n"
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: &'a str,
+        by: &'static str,
+        message: &'a str,
+        request_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a str>,
+    }
+    let error = Error { code, by: "edge", message, request_id: id, detail };
+    serde_json::to_string(&Answer { error }).expect("texts only") + "\n"
 }
 
 /// The page needs its own style and the few lines that try again; nothing else may run in it.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'";
 
 fn html(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
+    let (message, id) = (escape(message), escape(id));
     let detail = detail.map_or(String::new(), |detail| format!("<p>{}.</p>", escape(detail)));
     let retry = if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED { RETRY_SCRIPT } else { "" };
-    include_str!("refusal/page.html")
-        .replace("{status}", status.as_str())
-        .replace("{retry}", retry)
-        .replace("{code}", code)
-        .replace("{by}", BY_EDGE)
-        .replace("{message}", &escape(message))
-        .replace("{id}", &escape(id))
-        .replace("{detail}", &detail)
+    let value = |name: &str| match name {
+        "status" => Some(status.as_str()),
+        "message" => Some(&*message),
+        "detail" => Some(&*detail),
+        "retry" => Some(retry),
+        "by" => Some(BY_EDGE),
+        "code" => Some(code),
+        "id" => Some(&*id),
+        // A rule of the style.
+        _ => None,
+    };
+    let mut rest = include_str!("refusal/page.html");
+    let mut page = String::with_capacity(rest.len() + retry.len() + detail.len() + 256);
+    while let Some(open) = memchr::memchr(b'{', rest.as_bytes()) {
+        page.push_str(&rest[..open]);
+        rest = &rest[open + 1..];
+        if let Some(close) = memchr::memchr(b'}', rest.as_bytes())
+            && let Some(value) = value(&rest[..close])
+        {
+            page.push_str(value);
+            rest = &rest[close + 1..];
+        } else {
+            page.push('{');
+        }
+    }
+    page + rest
 }
 
 /// Tries again after 2, 4, 8 … 60 s, and forgets the count when the page is left for another answer.
@@ -493,7 +527,7 @@ sessionStorage.setItem(k,n);document.getElementById('again').textContent='Trying
 setTimeout(()=>location.reload(),s*1000)</script>";
 
 fn escape(text: &str) -> Cow<'_, str> {
-    if !text.contains(['&', '<', '>', '"', '\'']) {
+    if !text.bytes().any(|byte| matches!(byte, b'&' | b'<' | b'>' | b'"' | b'\'')) {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 16);
@@ -561,9 +595,29 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_as_json_has_stable_names() {
+        let refusal = Refusal::Failed { failure: Failure::Closed, detail: "\"x\" \u{e4}\n".into() };
+        let near = answer(&refusal, "application/json", true);
+        let status = "tidegate;error=connection_terminated;details=\"\\\"x\\\" ??\"";
+        assert_eq!(near.headers()[PROXY_STATUS], status, "printable ASCII only");
+        let words = "the gateway behind this address closed the connection before it answered";
+        let begin = format!(
+            "{{\"error\":{{\"code\":\"E502-closed\",\"by\":\"edge\",\"message\":\"{words}\",\"request_id\":\"r1\""
+        );
+        assert_eq!(body(near), format!("{begin},\"detail\":\"\\\"x\\\" \u{e4}\\n\"}}}}\n"));
+        assert_eq!(body(answer(&refusal, "application/json", false)), format!("{begin}}}}}\n"));
+    }
+
+    #[test]
     fn a_page_escapes_what_it_shows() {
-        let refusal = Refusal::Failed { failure: Failure::Protocol, detail: "<script>&".into() };
+        let refusal = Refusal::Failed { failure: Failure::Protocol, detail: "<script>& {code}".into() };
         let page = body(answer(&refusal, "text/html", true));
-        assert!(page.contains("&lt;script&gt;&amp;"), "{page}");
+        assert!(page.contains("&lt;script&gt;&amp; {code}"), "{page}");
+        assert!(page.contains("<title>502</title>") && page.contains("<h1>502: the gateway behind"), "{page}");
+        assert!(page.contains("<br>Code E502-protocol. Request r1.</small>"), "{page}");
+        assert!(
+            page.contains("body { font") && page.contains("</script>\n<p>") && page.ends_with("</html>\n"),
+            "{page}"
+        );
     }
 }

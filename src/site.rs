@@ -251,8 +251,8 @@ impl SiteTable {
     /// The site of a normalised host name. An exact name wins over a wildcard.
     pub fn find(&self, host: &str) -> Option<Found<'_>> {
         let index = self.hosts.get(host).or_else(|| {
-            let (_, rest) = host.split_once('.')?;
-            self.wildcards.get(rest)
+            let dot = memchr::memchr(b'.', host.as_bytes())?;
+            self.wildcards.get(&host[dot + 1..])
         })?;
         let site = &self.sites[*index];
         let is_redirected_alias = !site.serve_aliases && !site.host.matches(host);

@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
 /// `2026-11-20T13:02:31.114Z`.
@@ -17,15 +16,14 @@ impl Stamp {
         std::str::from_utf8(&self.0).expect("digits and signs only")
     }
 
+    /// Its bytes.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// `13:02:31.114`.
     pub(super) fn time_of_day(&self) -> &str {
         &self.as_str()[11..23]
-    }
-}
-
-impl Serialize for Stamp {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -9,9 +9,9 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Method, StatusCode, Version};
-use serde::{Serialize, Serializer};
 
 use super::clock::Stamp;
+use super::encode::{self, Json, Line, Object};
 use super::redact::{Redactor, clip, clip_text};
 use crate::addr::{ClientAddr, PeerAddr};
 
@@ -90,8 +90,7 @@ pub struct TlsRecord<'a> {
 }
 
 /// Who answered a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Responder {
     /// We did.
     Edge,
@@ -113,13 +112,11 @@ pub struct Timings {
 }
 
 /// A number for each direction, seen from the edge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amounts {
     /// From the client.
-    #[serde(rename = "in")]
     pub inbound: u64,
     /// To the client.
-    #[serde(rename = "out")]
     pub outbound: u64,
 }
 
@@ -200,89 +197,56 @@ const MAX_WORDS: usize = 512;
 const SECRET_IN_URL: &str = "a secret stands in the URL of this WebSocket: other logs on its way may keep it";
 
 /// A request as it is written.
-#[derive(Serialize)]
 pub(super) struct RequestLine<'a> {
     t: Stamp,
-    kind: &'static str,
     id: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     site: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<&'a str>,
-    client: Option<Shown<ClientAddr>>,
-    peer: Shown<PeerAddr>,
+    client: Option<ClientAddr>,
+    peer: PeerAddr,
     hops: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
     forwarded_in: Option<Cow<'a, str>>,
     method: Cow<'a, str>,
     path: Cow<'a, str>,
     host: Option<Cow<'a, str>>,
     ua: Option<Cow<'a, str>>,
     origin: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     referer: Option<Cow<'a, str>>,
     http: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
     alpn: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<Shown<TlsRecord<'a>>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsRecord<'a>>,
     sni: Option<Cow<'a, str>>,
     status: u16,
     by: Responder,
-    #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     via_port: Option<u16>,
-    #[serde(skip_serializing_if = "is_false")]
     upgrade: bool,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
     websocket: &'a [&'static str],
-    #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
-    ms: Millis,
+    ms: Timings,
     bytes: Amounts,
-    #[serde(skip_serializing_if = "Option::is_none")]
     aborted: Option<&'a str>,
     r#gen: u64,
 }
 
-/// `Timings` in milliseconds with one decimal.
-#[derive(Serialize)]
-struct Millis {
-    head: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    held: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<f64>,
-    total: f64,
-}
-
 /// A tunnel as it is written.
-#[derive(Serialize)]
 pub(super) struct TunnelLine<'a> {
     t: Stamp,
-    kind: &'static str,
     id: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     site: Option<&'a str>,
-    client: Option<Shown<ClientAddr>>,
-    peer: Shown<PeerAddr>,
+    client: Option<ClientAddr>,
+    peer: PeerAddr,
     over: &'a str,
     host: Option<Cow<'a, str>>,
     path: Cow<'a, str>,
     ua: Option<Cow<'a, str>>,
     origin: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     via_port: Option<u16>,
     opened: Stamp,
-    secs: f64,
+    lasted: Duration,
     frames: Amounts,
     bytes: Amounts,
     ended_by: &'a str,
@@ -292,32 +256,19 @@ pub(super) struct TunnelLine<'a> {
 }
 
 /// A connection as it is written.
-#[derive(Serialize)]
 pub(super) struct ConnectionLine<'a> {
     t: Stamp,
-    kind: &'static str,
-    peer: Shown<PeerAddr>,
+    peer: PeerAddr,
     listener: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a str>,
     ended: &'a str,
     why: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     sni: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     alpn: Option<&'a str>,
     ms: u64,
     bytes_in: u64,
-}
-
-/// A record that can be written in both forms.
-pub(super) trait Line: Serialize {
-    /// One short line for people, without its end; control characters are escaped by the caller.
-    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 }
 
 impl<'a> RequestLine<'a> {
@@ -330,15 +281,14 @@ impl<'a> RequestLine<'a> {
             !r.websocket.is_empty() && target.split_once('?').is_some_and(|(_, query)| query.contains("=~"));
         Self {
             t,
-            kind: "request",
-            id: clip(r.id.as_bytes(), MAX_FIELD),
+            id: clip_text(r.id.into(), MAX_FIELD),
             site: r.site,
             route: r.route,
-            client: r.client.map(Shown),
-            peer: Shown(r.peer),
+            client: r.client,
+            peer: r.peer,
             hops: r.hops,
-            forwarded_in: r.forwarded_in.map(|chain| clip(chain.as_bytes(), MAX_TARGET)),
-            method: clip(r.method.as_str().as_bytes(), MAX_FIELD),
+            forwarded_in: r.forwarded_in.map(|chain| clip_text(chain.into(), MAX_TARGET)),
+            method: clip_text(r.method.as_str().into(), MAX_FIELD),
             path: clip_text(target, MAX_TARGET),
             host: field(redactor, "host", r.host),
             ua: field(redactor, "user-agent", r.ua),
@@ -346,8 +296,8 @@ impl<'a> RequestLine<'a> {
             referer: url_field(redactor, "referer", r.referer),
             http: version(r.http),
             alpn: r.alpn,
-            tls: r.tls.map(Shown),
-            sni: r.sni.map(|name| clip(name.as_bytes(), MAX_FIELD)),
+            tls: r.tls,
+            sni: r.sni.map(|name| clip_text(name.into(), MAX_FIELD)),
             status: r.status.as_u16(),
             by: r.by,
             code: r.code,
@@ -357,12 +307,7 @@ impl<'a> RequestLine<'a> {
             upgrade: r.upgrade,
             websocket: r.websocket,
             note: has_secret.then_some(SECRET_IN_URL),
-            ms: Millis {
-                head: millis(r.ms.head),
-                held: r.ms.held.map(millis),
-                upstream: r.ms.upstream.map(millis),
-                total: millis(r.ms.total),
-            },
+            ms: r.ms,
             bytes: r.bytes,
             aborted: r.aborted,
             r#gen: r.generation,
@@ -376,11 +321,10 @@ impl<'a> TunnelLine<'a> {
         let r = record;
         Self {
             t,
-            kind: "tunnel",
-            id: clip(r.id.as_bytes(), MAX_FIELD),
+            id: clip_text(r.id.into(), MAX_FIELD),
             site: r.site,
-            client: r.client.map(Shown),
-            peer: Shown(r.peer),
+            client: r.client,
+            peer: r.peer,
             over: r.over,
             host: field(redactor, "host", r.host),
             path: clip_text(redactor.target(r.target), MAX_TARGET),
@@ -389,11 +333,11 @@ impl<'a> TunnelLine<'a> {
             upstream: r.upstream,
             via_port: r.via_port,
             opened,
-            secs: (r.lasted.as_secs_f64() * 10.0).round() / 10.0,
+            lasted: r.lasted,
             frames: r.frames,
             bytes: r.bytes,
             ended_by: r.ended_by,
-            how: clip(r.how.as_bytes(), MAX_WORDS),
+            how: clip_text(r.how.into(), MAX_WORDS),
             idle_ms: whole_millis(r.idle),
             r#gen: r.generation,
         }
@@ -406,16 +350,15 @@ impl<'a> ConnectionLine<'a> {
         let r = record;
         Self {
             t,
-            kind: "connection",
-            peer: Shown(r.peer),
+            peer: r.peer,
             listener: r.listener,
-            id: r.answer.map(|(id, ..)| clip(id.as_bytes(), MAX_FIELD)),
+            id: r.answer.map(|(id, ..)| clip_text(id.into(), MAX_FIELD)),
             status: r.answer.map(|(_, status, _)| status.as_u16()),
             code: r.answer.map(|(.., code)| code),
             ended: r.ended,
             // Words of ours, which may quote a target that could not be parsed.
             why: clip_text(redactor.target(r.why), MAX_WORDS),
-            sni: r.sni.map(|name| clip(name.as_bytes(), MAX_FIELD)),
+            sni: r.sni.map(|name| clip_text(name.into(), MAX_FIELD)),
             alpn: r.alpn,
             ms: whole_millis(r.lasted),
             bytes_in: r.bytes_in,
@@ -424,6 +367,41 @@ impl<'a> ConnectionLine<'a> {
 }
 
 impl Line for RequestLine<'_> {
+    fn json(&self, line: &mut Object<'_>) {
+        line.add("t", self.t);
+        line.add("kind", "request");
+        line.add("id", &*self.id);
+        line.add_some("site", self.site);
+        line.add_some("route", self.route);
+        line.add("client", self.client);
+        line.add("peer", self.peer);
+        line.add("hops", u64::from(self.hops));
+        line.add_some("forwarded_in", self.forwarded_in.as_deref());
+        line.add("method", &*self.method);
+        line.add("path", &*self.path);
+        line.add("host", self.host.as_deref());
+        line.add("ua", self.ua.as_deref());
+        line.add("origin", self.origin.as_deref());
+        line.add_some("referer", self.referer.as_deref());
+        line.add("http", self.http);
+        line.add_some("alpn", self.alpn);
+        line.add_some("tls", self.tls);
+        line.add_some("sni", self.sni.as_deref());
+        line.add("status", u64::from(self.status));
+        line.add("by", self.by);
+        line.add_some("code", self.code);
+        line.add_some("cause", self.cause.as_deref());
+        line.add_some("upstream", self.upstream);
+        line.add_some("via_port", self.via_port.map(u64::from));
+        line.add_some("upgrade", self.upgrade.then_some(true));
+        line.add_some("websocket", Some(self.websocket).filter(|names| !names.is_empty()));
+        line.add_some("note", self.note);
+        line.add("ms", self.ms);
+        line.add("bytes", self.bytes);
+        line.add_some("aborted", self.aborted);
+        line.add("gen", self.r#gen);
+    }
+
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let host = self.host.as_deref().unwrap_or("-");
         write!(out, "{} {} {} {host}{}", self.t.time_of_day(), self.status, self.method, self.path)?;
@@ -431,10 +409,10 @@ impl Line for RequestLine<'_> {
             (Responder::Upstream, upstream) => write!(out, "  upstream {}", upstream.unwrap_or("-"))?,
             (Responder::Edge, _) => write!(out, "  edge {}", self.code.unwrap_or("-"))?,
         }
-        write!(out, "  {} ms  {} B  h{}", self.ms.total, self.bytes.outbound, self.http)?;
+        write!(out, "  {} ms  {} B  h{}", millis(self.ms.total), self.bytes.outbound, self.http)?;
         match &self.client {
-            Some(client) => write!(out, "  {}", client.0)?,
-            None => write!(out, "  {}", self.peer.0)?,
+            Some(client) => write!(out, "  {}", client)?,
+            None => write!(out, "  {}", self.peer)?,
         }
         if let Some(cause) = &self.cause {
             write!(out, "  {cause}")?;
@@ -450,57 +428,158 @@ impl Line for RequestLine<'_> {
 }
 
 impl Line for TunnelLine<'_> {
+    fn json(&self, line: &mut Object<'_>) {
+        line.add("t", self.t);
+        line.add("kind", "tunnel");
+        line.add("id", &*self.id);
+        line.add_some("site", self.site);
+        line.add("client", self.client);
+        line.add("peer", self.peer);
+        line.add("over", self.over);
+        line.add("host", self.host.as_deref());
+        line.add("path", &*self.path);
+        line.add("ua", self.ua.as_deref());
+        line.add("origin", self.origin.as_deref());
+        line.add_some("upstream", self.upstream);
+        line.add_some("via_port", self.via_port.map(u64::from));
+        line.add("opened", self.opened);
+        line.add("secs", seconds(self.lasted));
+        line.add("frames", self.frames);
+        line.add("bytes", self.bytes);
+        line.add("ended_by", self.ended_by);
+        line.add("how", &*self.how);
+        line.add("idle_ms", self.idle_ms);
+        line.add("gen", self.r#gen);
+    }
+
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let host = self.host.as_deref().unwrap_or("-");
         write!(out, "{} tunnel {host}{}  ended by {}: {}", self.t.time_of_day(), self.path, self.ended_by, self.how)?;
-        write!(out, "  {} s  {} B in, {} B out", self.secs, self.bytes.inbound, self.bytes.outbound)?;
+        write!(out, "  {} s  {} B in, {} B out", seconds(self.lasted), self.bytes.inbound, self.bytes.outbound)?;
         match &self.client {
-            Some(client) => write!(out, "  {}", client.0),
-            None => write!(out, "  {}", self.peer.0),
+            Some(client) => write!(out, "  {}", client),
+            None => write!(out, "  {}", self.peer),
         }
     }
 }
 
 impl Line for ConnectionLine<'_> {
+    fn json(&self, line: &mut Object<'_>) {
+        line.add("t", self.t);
+        line.add("kind", "connection");
+        line.add("peer", self.peer);
+        line.add("listener", self.listener);
+        line.add_some("id", self.id.as_deref());
+        line.add_some("status", self.status.map(u64::from));
+        line.add_some("code", self.code);
+        line.add("ended", self.ended);
+        line.add("why", &*self.why);
+        line.add_some("sni", self.sni.as_deref());
+        line.add_some("alpn", self.alpn);
+        line.add("ms", self.ms);
+        line.add("bytes_in", self.bytes_in);
+    }
+
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        write!(out, "{} connection {} ended: {}: {}", self.t.time_of_day(), self.peer.0, self.ended, self.why)
+        write!(out, "{} connection {} ended: {}: {}", self.t.time_of_day(), self.peer, self.ended, self.why)
     }
 }
 
 /// Records that were lost, told when there is room again.
-#[derive(Serialize)]
 pub(super) struct LossLine {
     t: Stamp,
-    kind: &'static str,
     dropped: u64,
 }
 
 impl LossLine {
     /// So many since the last time.
     pub(super) fn new(t: Stamp, dropped: u64) -> Self {
-        Self { t, kind: "log", dropped }
+        Self { t, dropped }
     }
 }
 
 impl Line for LossLine {
+    fn json(&self, line: &mut Object<'_>) {
+        line.add("t", self.t);
+        line.add("kind", "log");
+        line.add("dropped", self.dropped);
+    }
+
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         write!(out, "{} log: {} records dropped", self.t.time_of_day(), self.dropped)
     }
 }
 
-/// Serialises by `Display`.
-struct Shown<T>(T);
-
-impl<T: fmt::Display> Serialize for Shown<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
+impl Json for Stamp {
+    fn write(self, out: &mut Vec<u8>) {
+        encode::plain_string(out, self.as_bytes());
     }
 }
 
-impl fmt::Display for TlsRecord<'_> {
+impl Json for ClientAddr {
+    fn write(self, out: &mut Vec<u8>) {
+        encode::plain_string(out, self.text().as_bytes());
+    }
+}
+
+impl Json for PeerAddr {
+    fn write(self, out: &mut Vec<u8>) {
+        encode::plain_string(out, self.text().as_bytes());
+    }
+}
+
+impl Json for TlsRecord<'_> {
+    fn write(self, out: &mut Vec<u8>) {
+        let (before, group) = self.group.map_or(("", ""), |group| (" ", group));
+        encode::string(out, &[self.version, " ", self.cipher, before, group]);
+    }
+}
+
+impl Json for Responder {
+    fn write(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Edge => encode::plain_string(out, b"edge"),
+            Self::Upstream => encode::plain_string(out, b"upstream"),
+        }
+    }
+}
+
+impl Json for Timings {
+    fn write(self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.add("head", millis(self.head));
+        object.add_some("held", self.held.map(millis));
+        object.add_some("upstream", self.upstream.map(millis));
+        object.add("total", millis(self.total));
+        object.end();
+    }
+}
+
+impl Json for Amounts {
+    fn write(self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.add("in", self.inbound);
+        object.add("out", self.outbound);
+        object.end();
+    }
+}
+
+/// A number with one decimal: as JSON always, for people unless it is 0.
+struct Tenths(u64);
+
+impl Json for Tenths {
+    fn write(self, out: &mut Vec<u8>) {
+        (self.0 / 10).write(out);
+        out.extend_from_slice(&[b'.', b'0' + (self.0 % 10) as u8]);
+    }
+}
+
+impl fmt::Display for Tenths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.version, self.cipher)?;
-        self.group.map_or(Ok(()), |group| write!(f, " {group}"))
+        match (self.0 / 10, self.0 % 10) {
+            (whole, 0) => write!(f, "{whole}"),
+            (whole, tenth) => write!(f, "{whole}.{tenth}"),
+        }
     }
 }
 
@@ -536,17 +615,21 @@ fn version(version: Version) -> &'static str {
 }
 
 /// Milliseconds with one decimal.
-fn millis(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+fn millis(duration: Duration) -> Tenths {
+    Tenths(duration.as_secs().saturating_mul(10_000).saturating_add(rounded(duration.subsec_nanos(), 100_000)))
+}
+
+/// Seconds with one decimal.
+fn seconds(duration: Duration) -> Tenths {
+    Tenths(duration.as_secs().saturating_mul(10).saturating_add(rounded(duration.subsec_nanos(), 100_000_000)))
+}
+
+/// How many units, to the nearest one.
+fn rounded(nanos: u32, unit: u32) -> u64 {
+    u64::from((nanos + unit / 2) / unit)
 }
 
 /// Milliseconds without decimals.
 fn whole_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// For serde.
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(flag: &bool) -> bool {
-    !flag
 }

@@ -66,7 +66,7 @@ impl Redactor {
 
     /// A URL of another page: as a target, and its query as a whole, whose names we cannot know.
     pub fn referer<'a>(&self, url: &'a str) -> Cow<'a, str> {
-        let Some(end) = url.find(['?', '#']) else { return self.target(url) };
+        let Some(end) = memchr::memchr2(b'?', b'#', url.as_bytes()) else { return self.target(url) };
         let mut out = String::with_capacity(end + 8);
         self.write_path(&url[..end], &mut out);
         out.push_str(&url[end..=end]);
@@ -275,8 +275,9 @@ fn is_plain(target: &str) -> bool {
     let bytes = target.as_bytes();
     memchr::memchr3(b'?', b'#', b'%', bytes).is_none()
         && memchr::memchr3(b'@', b'=', b';', bytes).is_none()
-        && memchr::memmem::find(bytes, b"__").is_none()
-        && memchr::memmem::find(bytes, b"/eyJ").is_none()
+        // The rarest letters of `__` and `/eyJ` first: a search for one byte costs a tenth of one for two.
+        && (memchr::memchr2(b'_', b'J', bytes).is_none()
+            || (memchr::memmem::find(bytes, b"__").is_none() && memchr::memmem::find(bytes, b"/eyJ").is_none()))
 }
 
 /// What stands before a separator, and what after it, if it is there.

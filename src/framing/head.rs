@@ -70,46 +70,56 @@ pub fn to_request(head: &Head, text: &Bytes) -> Result<Request<()>, Fault> {
     let mut request = Request::new(());
     let mut lines = Lines::default();
     // An empty line may stand first (RFC 9112 2.2).
-    let mut line = next_range(&mut lines, text);
+    let mut line = lines.next(text)?.unwrap_or_default();
     if line.is_empty() {
-        line = next_range(&mut lines, text);
+        line = lines.next(text)?.unwrap_or_default();
     }
-    let start = line.start;
-    let line = &text[line];
     let method = memchr::memchr(b' ', line).unwrap_or(line.len());
     let target = memchr::memrchr(b' ', line).unwrap_or(line.len());
     *request.method_mut() = http::Method::from_bytes(&line[..method]).map_err(|_| Fault::Method)?;
-    let target = text.slice(start + (method + 1).min(target)..start + target);
+    let target = text.slice_ref(&line[(method + 1).min(target)..target]);
     *request.uri_mut() = Uri::from_maybe_shared(target).map_err(|_| Fault::TargetByte)?;
     *request.version_mut() = if head.is_old { Version::HTTP_10 } else { Version::HTTP_11 };
     let fields = request.headers_mut();
     fields.reserve(head.fields + ROOM);
-    loop {
-        let line = next_range(&mut lines, text);
-        if line.is_empty() {
-            return Ok(request);
-        }
-        let bytes = &text[line.clone()];
-        let colon = memchr::memchr(b':', bytes).ok_or(Fault::FieldName)?;
-        let name = HeaderName::from_bytes(&bytes[..colon]).map_err(|_| Fault::FieldName)?;
-        let value = trim(&bytes[colon + 1..]);
-        let at = line.end - bytes[colon + 1..].trim_ascii_start().len();
-        let value = HeaderValue::from_maybe_shared(text.slice(at..at + value.len()));
-        fields.append(name, value.map_err(|_| Fault::FieldValue)?);
+    while let Some(line @ [_, ..]) = lines.next(text)? {
+        let colon = memchr::memchr(b':', line).ok_or(Fault::FieldName)?;
+        let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
+        let value = HeaderValue::from_maybe_shared(text.slice_ref(value));
+        fields.append(field_name(name)?, value.map_err(|_| Fault::FieldValue)?);
     }
+    Ok(request)
 }
+
+/// The name of a field, without an allocation where browsers send it with each request.
+fn field_name(name: &[u8]) -> Result<HeaderName, Fault> {
+    if let [b's' | b'S', b'e' | b'E', ..] = name {
+        let mut room = [0; 18];
+        if let Some(lower) = room.get_mut(..name.len()) {
+            lower.copy_from_slice(name);
+            room.make_ascii_lowercase();
+            let lower = &room[..name.len()];
+            if let Some(known) = SEC_FIELDS.iter().find(|known| known.as_str().as_bytes() == lower) {
+                return Ok(known.clone());
+            }
+        }
+    }
+    HeaderName::from_bytes(name).map_err(|_| Fault::FieldName)
+}
+
+/// Fields of each request of a browser that the HTTP library has no constants for.
+static SEC_FIELDS: [HeaderName; 7] = [
+    HeaderName::from_static("sec-ch-ua"),
+    HeaderName::from_static("sec-ch-ua-mobile"),
+    HeaderName::from_static("sec-ch-ua-platform"),
+    HeaderName::from_static("sec-fetch-dest"),
+    HeaderName::from_static("sec-fetch-mode"),
+    HeaderName::from_static("sec-fetch-site"),
+    HeaderName::from_static("sec-fetch-user"),
+];
 
 /// What the edge adds to a request, so that the map does not grow.
 const ROOM: usize = 8;
-
-/// Where the next line of a complete head stands; empty at its end.
-fn next_range(lines: &mut Lines, text: &[u8]) -> Range<usize> {
-    let start = lines.position();
-    match lines.next(text) {
-        Ok(Some(line)) => start..start + line.len(),
-        Ok(None) | Err(_) => start..start,
-    }
-}
 
 /// The complete lines of a growing text, each handed out once.
 #[derive(Clone, Copy, Debug, Default)]
@@ -463,23 +473,34 @@ fn has_option(value: &[u8], option: &[u8]) -> bool {
 
 /// RFC 9112 5: `name ":" OWS value OWS`. Shared by head and trailers.
 pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    if matches!(line.first(), Some(b' ' | b'\t')) {
-        return Err(Fault::Fold);
-    }
-    let colon = memchr::memchr(b':', line).unwrap_or(line.len());
-    let (name, rest) = line.split_at(colon);
-    if let Some(&byte) = name.iter().find(|&&b| !is_token(b)) {
-        return Err(if byte == b'\r' { Fault::BareCr } else { Fault::FieldName });
-    }
-    let Some((_, value)) = rest.split_first().filter(|_| !name.is_empty()) else {
-        return Err(Fault::FieldName);
+    let (name, rest) = line.split_at(line.iter().position(|&b| !is_token(b)).unwrap_or(line.len()));
+    let value = match rest {
+        [b':', value @ ..] if !name.is_empty() => value,
+        [b' ' | b'\t', ..] if name.is_empty() => return Err(Fault::Fold),
+        [b'\r', ..] => return Err(Fault::BareCr),
+        _ => return Err(Fault::FieldName),
     };
-    // RFC 9110 5.5: VCHAR, SP, HTAB and obs-text. No early exit, so that the compiler vectorises it.
-    let is_bad = value.iter().fold(false, |bad, &b| bad | ((b < b' ') & (b != b'\t')) | (b == 0x7f));
-    if is_bad {
+    if !is_field_value(value) {
         return Err(if value.contains(&b'\r') { Fault::BareCr } else { Fault::FieldValue });
     }
     Ok((name, trim(value)))
+}
+
+/// RFC 9110 5.5: VCHAR, SP, HTAB and obs-text.
+fn is_field_value(value: &[u8]) -> bool {
+    // No early exit inside a block, so that the compiler makes a few vector instructions of it.
+    let is_fine = |block: &[u8; 16]| {
+        block.iter().fold(true, |fine, &byte| fine & ((byte >= b' ') | (byte == b'\t')) & (byte != 0x7f))
+    };
+    match value.last_chunk() {
+        // It may begin inside the block before.
+        Some(last) => is_fine(last) && value.as_chunks().0.iter().all(is_fine),
+        None => {
+            let mut block = [b' '; 16];
+            block[..value.len()].copy_from_slice(value);
+            is_fine(&block)
+        }
+    }
 }
 
 /// RFC 9110 5.6.2.

@@ -35,8 +35,8 @@ pub fn meaning(name: &str) -> Meaning {
 /// No name or prefix of the table is longer.
 const LONGEST: usize = 64;
 
-/// The table. The first byte decides for the names that browsers send.
-fn meaning_of_dashed(name: &str) -> Meaning {
+/// The table, for a lower-case name without `_`. The first byte decides for the names that browsers send.
+pub(super) fn meaning_of_dashed(name: &str) -> Meaning {
     use Meaning::{EndToEnd, Forwarding, HopByHop, Identity};
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
     match name.as_bytes().first() {

@@ -230,8 +230,14 @@ fn parse_value(text: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// How many bytes at the beginning are a token (RFC 9110 5.6.2).
 fn token_length(text: &[u8]) -> usize {
-    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    text.iter().position(|byte| !is_token(byte)).unwrap_or(text.len())
+    let is_token = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            )
+    };
+    text.iter().position(|byte| !is_token(*byte)).unwrap_or(text.len())
 }
 
 /// A node of `Forwarded` (RFC 7239 6) that is an address: IPv6 only in brackets. `unknown` and

@@ -177,19 +177,19 @@ fn is_ambiguous(path: &str) -> bool {
     if memchr::memchr3(b'%', b'\\', b'.', bytes).is_none() {
         return false;
     }
-    let encoded = |at: &[u8]| {
+    let is_encoded = |at: usize| {
         matches!(
-            at,
+            &bytes[at..],
             [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..] | [b'%', b'0', b'0', ..] | [b'\\', ..]
         )
     };
-    if (0..bytes.len()).any(|at| encoded(&bytes[at..])) {
+    if memchr::memchr2_iter(b'%', b'\\', bytes).any(is_encoded) {
         return true;
     }
-    path.split('/').any(|segment| {
-        let plain = segment.split(';').next().unwrap_or(segment);
-        let dots = plain.len() <= 6 && plain.contains(['.', '%']);
-        dots && matches!(plain.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
+    const DOTS: [&[u8]; 6] = [b".", b"..", b"%2e", b".%2e", b"%2e.", b"%2e%2e"];
+    bytes.split(|byte| *byte == b'/').filter(|segment| matches!(segment, [b'.' | b'%', ..])).any(|segment| {
+        let plain = segment.split(|byte| *byte == b';').next().unwrap_or(segment);
+        DOTS.iter().any(|dots| plain.eq_ignore_ascii_case(dots))
     })
 }
 

@@ -43,6 +43,11 @@ impl Follower {
     /// Takes note of bytes that pass. Where the stream is cut into pieces makes no difference.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
+            if let Some(frame) = self.short_frame(bytes) {
+                self.frames += 1;
+                bytes = &bytes[frame..];
+                continue;
+            }
             bytes = match &mut self.place {
                 Place::Payload { left } => {
                     let skipped = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -55,6 +60,17 @@ impl Follower {
             };
             self.step();
         }
+    }
+
+    /// The length of a short data frame that is here from its first byte to its last. Most frames are
+    /// such, and pass without a step of their own for header and payload.
+    fn short_frame(&self, bytes: &[u8]) -> Option<usize> {
+        let (Place::Header(Header { have: 0, .. }), [first, second, ..]) = (&self.place, bytes) else { return None };
+        let is_masked = second & 0x80 != 0;
+        let payload = usize::from(second & 0x7f);
+        let frame = 2 + payload + if is_masked { 4 } else { 0 };
+        let is_short_data = first & 0x0f <= 2 && payload <= 125 && is_masked == (self.sender == Sender::Client);
+        (is_short_data && frame <= bytes.len()).then_some(frame)
     }
 
     /// How many frames have passed from their first byte to their last.
