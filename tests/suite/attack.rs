@@ -2,10 +2,14 @@
 //! early must not harm anybody else (SECURITY.md 2 and 4).
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Answer, Edge, Scripted, Upstream, accept_key, noise, site, site_with, upgrade_request, within};
+use crate::harness::{
+    Answer, ClientTls, Edge, Scripted, TestCa, Upstream, Wire, accept_key, noise, site, site_with, upgrade_request,
+    within,
+};
 
 /// Reads to the end of a TLS stream; an error when it ended without close_notify, or with a reset.
 async fn read_out(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Vec<u8>> {
@@ -220,4 +224,37 @@ async fn a_whole_exchange_leaves_the_connection_to_the_next() {
         }
         assert_eq!(upstream.connections() - before, 1, "collect: {collect}");
     }
+}
+
+/// RFC 8446 4.6.1: tickets are optional. Who resumes with TLS 1.2 gets none after the handshake, and its first
+/// answer must not be held back for one.
+#[tokio::test]
+async fn a_first_answer_does_not_wait_for_tickets_that_never_come() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "ok")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let client = ClientTls { version: Some(version), ..ClientTls::alpn(&["http/1.1"]) };
+        let config = client.config(&edge);
+        for kind in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
+            let stream = edge.handshake("a.test", Arc::clone(&config)).await.expect("a handshake");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+            let mut wire = Wire::new(stream);
+            wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+            assert_eq!(wire.reply().await.text(), "ok", "{version:?} {kind:?}");
+        }
+    }
+}
+
+/// RFC 8446 6.2: a client whose certificate is refused is told why, although its side of the handshake is over.
+#[tokio::test]
+async fn a_refused_certificate_is_answered_with_an_alert() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "ok")).await;
+    let authority = TestCa::new("clients");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ca.pem");
+    authority.write(&path);
+    let edge = Edge::start(&site_with("a.test", &upstream, &format!("client_cert = {{ ca = {path:?} }}"))).await;
+    let mut stream = edge.tls("a.test", &["http/1.1"]).await;
+    let error = read_out(&mut stream).await.expect_err("no certificate was shown");
+    assert!(error.to_string().contains("CertificateRequired"), "{error}");
 }
