@@ -258,3 +258,16 @@ async fn a_refused_certificate_is_answered_with_an_alert() {
     let error = read_out(&mut stream).await.expect_err("no certificate was shown");
     assert!(error.to_string().contains("CertificateRequired"), "{error}");
 }
+
+/// SECURITY.md 4, rule 2: after a refusal that casts doubt on the client, nothing is taken for a request.
+#[tokio::test]
+async fn after_a_refusal_the_connection_closes_as_it_says() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "ok")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    let next = "GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    wire.send(format!("GET / HTTP/1.1\r\nHost: other.test\r\n\r\n{next}")).await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, reply.headers.all("connection")), (421, vec!["close"]));
+    assert_eq!(wire.rest().await, b"", "nothing follows");
+}
