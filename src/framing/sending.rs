@@ -74,11 +74,6 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Sending<B> {
         &self.body
     }
 
-    /// How the body ends.
-    pub fn framing(&self) -> Framing {
-        self.framing
-    }
-
     /// True while no byte was handed to a stream.
     pub fn is_unsent(&self) -> bool {
         !self.has_begun
