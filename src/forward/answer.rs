@@ -62,6 +62,11 @@ impl Head {
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }
+
+    /// The connection serves no other request, whatever the head says.
+    pub(super) fn close(&mut self) {
+        self.is_persistent = false;
+    }
 }
 
 /// Why there is no response head.
@@ -72,19 +77,31 @@ pub(super) enum NoHead {
     Malformed(&'static str),
 }
 
-/// Bytes of one response head, our choice: twice what the edge takes from clients by default.
+/// Bytes of one response head, and of all interim ones before it, our choice: twice what the edge takes from clients by default.
 const MAX_HEAD: usize = 64 << 10;
 
 /// Fields of one response head, our choice: as many as the edge takes from clients by default.
 const MAX_FIELDS: usize = 100;
 
-/// Reads until a head is complete. Interim responses (RFC 9110 15.2) are read and not passed on.
-pub(super) fn poll_head(link: &mut Link, cx: &mut Context<'_>, is_head: bool) -> Poll<Result<Head, NoHead>> {
+/// Reads until a head is complete. Interim responses (RFC 9110 15.2) are read and not passed on; `interim` counts
+/// their bytes.
+pub(super) fn poll_head(
+    link: &mut Link,
+    cx: &mut Context<'_>,
+    is_head: bool,
+    interim: &mut usize,
+) -> Poll<Result<Head, NoHead>> {
     loop {
-        if !link.intake.read.is_empty()
+        let here = link.intake.read.len();
+        if here > 0
             && let Some(head) = parse(&mut link.intake.read, is_head).map_err(NoHead::Malformed)?
         {
-            if head.response.status().is_informational() && head.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if head.status().is_informational() && head.status() != StatusCode::SWITCHING_PROTOCOLS {
+                *interim += here - link.intake.read.len();
+                // Without a bound, one that sends them faster than we read holds this task for ever.
+                if *interim > MAX_HEAD {
+                    return Poll::Ready(Err(NoHead::Malformed("it has too many interim responses")));
+                }
                 continue;
             }
             return Poll::Ready(Ok(head));

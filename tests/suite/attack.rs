@@ -271,3 +271,63 @@ async fn after_a_refusal_the_connection_closes_as_it_says() {
     assert_eq!((reply.status, reply.headers.all("connection")), (421, vec!["close"]));
     assert_eq!(wire.rest().await, b"", "nothing follows");
 }
+
+/// Interim responses are no sign of life: an endpoint that sends nothing else is given up.
+#[tokio::test]
+async fn a_flood_of_interim_responses_ends() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let (mut far, _) = upstream.request().await;
+    let flood = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1 << 10);
+    within("the edge gives up", async { while far.wire.try_send(&flood).await.is_ok() {} }).await;
+    assert_eq!(wire.reply().await.status, 502);
+}
+
+/// SECURITY.md 4, rule 7: an interim response is a response byte. The request was seen and is not repeated.
+#[tokio::test]
+async fn a_request_that_got_an_interim_response_is_not_repeated() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&format!("process = {{ workers = 1 }}\n{}", site("a.test", &upstream))).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("GET /1 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let (mut far, _) = upstream.request().await;
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(wire.reply().await.text(), "ok");
+    wire.send("GET /2 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(far.request().await.expect("the same connection").target, "/2");
+    far.send("HTTP/1.1 102 Processing\r\n\r\n").await;
+    drop(far);
+    let reply = within("an answer", wire.reply()).await;
+    assert_eq!(reply.status, 502);
+    assert!(!upstream.has_waiting().await);
+}
+
+/// An endpoint that took only a part of a request gets no other one on the same connection, even if it says
+/// nothing about closing it.
+#[tokio::test]
+async fn a_connection_that_took_half_a_request_serves_no_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    listener.set_nonblocking(true).expect("a socket");
+    let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
+    let config = format!("process = {{ workers = 1 }}\n{}", site("a.test", format!("unix:{}", path.display())));
+    let edge = Edge::start(&config).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\n12345").await;
+    let (far, _) = within("the edge connects", listener.accept()).await.expect("a connection");
+    let far = far.into_std().expect("a socket");
+    let mut far = {
+        far.shutdown(std::net::Shutdown::Read).expect("an open socket");
+        tokio::net::UnixStream::from_std(far).expect("a socket")
+    };
+    // All of the body is here, and the endpoint does not take it.
+    wire.send("67890").await;
+    far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("the edge reads");
+    assert_eq!(wire.reply().await.text(), "ok");
+    let mut next = edge.h1("a.test").await;
+    next.send("GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    within("a connection of its own", listener.accept()).await.expect("a connection");
+}
