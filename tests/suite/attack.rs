@@ -331,3 +331,18 @@ async fn a_connection_that_took_half_a_request_serves_no_other() {
     next.send("GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     within("a connection of its own", listener.accept()).await.expect("a connection");
 }
+
+/// A client that leaves in the middle of its body ends the work for it, although the endpoint answers already.
+#[tokio::test]
+async fn a_client_that_leaves_its_body_behind_ends_the_response() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100\r\n\r\n12345").await;
+    let (mut far, _) = upstream.head().await;
+    far.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
+    assert_eq!(wire.reply_head().await.expect("a head").status, 200);
+    drop(wire);
+    within("the edge lets go", async { while far.wire.fill().await {} }).await;
+    assert_eq!(edge.record("request").await["aborted"], "client");
+}
