@@ -346,3 +346,20 @@ async fn a_client_that_leaves_its_body_behind_ends_the_response() {
     within("the edge lets go", async { while far.wire.fill().await {} }).await;
     assert_eq!(edge.record("request").await["aborted"], "client");
 }
+
+/// A HEAD that the edge answers is a whole exchange: its record does not say that the client left.
+#[tokio::test]
+async fn a_head_without_content_is_no_abort() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("HEAD / HTTP/1.1\r\nHost: other.test\r\n\r\n").await;
+    assert_eq!(wire.reply_to("HEAD").await.status, 421);
+    let record = edge.record("request").await;
+    assert!(record["aborted"].is_null(), "{record}");
+    let mut h2 = edge.raw_h2("a.test").await;
+    let head = [(":method", "HEAD"), (":scheme", "https"), (":authority", "other.test"), (":path", "/2")];
+    h2.headers(1, &head, true).await;
+    let record = edge.record_where("over HTTP/2", |record| record["path"] == "/2").await;
+    assert!(record["aborted"].is_null(), "{record}");
+}
