@@ -309,18 +309,23 @@ async fn attempt(
     let is_head = upload.as_ref().is_some_and(Upload::is_head);
     let mut deadline = now + plan.timeouts.response_head;
     let mut is_writing = true;
-    let head = poll_fn(|cx| {
+    let mut is_cut = false;
+    let mut interim = 0;
+    let mut head = poll_fn(|cx| {
         if let Some(upload) = upload.as_mut().filter(|_| is_writing) {
             match upload.poll_send(cx, link.wire()) {
                 Poll::Ready(Err(SendError::Body(error))) => {
                     return Poll::Ready(Err(Lost::Failed(body_refusal(&error))));
                 }
                 // The endpoint takes no more. It may have said why, so its answer is still read.
-                Poll::Ready(Ok(()) | Err(SendError::Wire(_))) => is_writing = false,
+                Poll::Ready(sent) => {
+                    is_writing = false;
+                    is_cut = sent.is_err();
+                }
                 Poll::Pending => {}
             }
         }
-        match answer::poll_head(&mut link, cx, is_head) {
+        match answer::poll_head(&mut link, cx, is_head, &mut interim) {
             Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
             Poll::Ready(Err(NoHead::Malformed(why))) => {
                 let detail = format!("{label} sent a malformed answer: {why}").into();
@@ -331,7 +336,8 @@ async fn attempt(
                     Some(error) => format!("{label} closed the connection: {error}").into(),
                     None => format!("{label} closed the connection before it had answered").into(),
                 };
-                let lost = if link.intake.read.is_empty() {
+                // An interim response says that it was seen.
+                let lost = if link.intake.read.is_empty() && interim == 0 {
                     Lost::Closed(detail)
                 } else {
                     Lost::Failed(Refusal::Failed { failure: Failure::Closed, detail })
@@ -357,6 +363,10 @@ async fn attempt(
     if head.status() == StatusCode::SWITCHING_PROTOCOLS && !plan.is_tunnel {
         let detail = format!("{label} sent a malformed answer: it switches protocols without being asked").into();
         return Err(Lost::Failed(Refusal::Failed { failure: Failure::Protocol, detail }));
+    }
+    if is_cut {
+        // To the endpoint, what comes next would be the rest of this request.
+        head.close();
     }
     let rest = upload.take().filter(|_| is_writing).map(|upload| write_on(upload, &link, plan));
     let via_port = link.via_port;

@@ -146,7 +146,8 @@ where
     };
     let config = policies::with_certificate(&base, Arc::clone(&certificate.key));
     match StartHandshake::from_parts(accepted, Holding::new(stream)).into_stream(config).await {
-        Ok(stream) => {
+        Ok(mut stream) => {
+            stream.get_mut().0.settle();
             let facts = TlsFacts::of(stream.get_ref().1, sni, &choice).map_err(|error| (None, error.into()))?;
             Ok(Handshake { stream, facts: Rc::new(facts) })
         }

@@ -16,6 +16,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONNECTION;
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -197,7 +198,9 @@ where
         response
     };
     let is_tunnel = head.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let closes = head.is_old || head.says_close || drain.phase() >= Phase::Draining || line.leaves_body();
+    // Of responses only ours say so: an endpoint's `Connection` is about its own connection, and was taken out.
+    let is_refused = response.headers().get(CONNECTION).is_some_and(|option| option == "close");
+    let closes = is_refused || head.is_old || head.says_close || drain.phase() >= Phase::Draining || line.leaves_body();
     let (parts, body) = response.into_parts();
     let (text, framing) = outbound::head(&parts, &body, &head, closes, line.take_interim());
     drop(parts);
@@ -219,7 +222,7 @@ where
         return Then::Tunnel;
     }
     let is_whole = poll_fn(|cx| line.poll_body_over(cx)).await;
-    if closes || !is_whole { Then::Close { lingers: !is_whole } } else { Then::Next }
+    if closes || !is_whole { Then::Close { lingers: is_refused || !is_whole } } else { Then::Next }
 }
 
 /// Waits for the next head. `None` when the edge stops before one has begun.

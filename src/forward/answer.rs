@@ -62,6 +62,11 @@ impl Head {
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }
+
+    /// The connection serves no other request, whatever the head says.
+    pub(super) fn close(&mut self) {
+        self.is_persistent = false;
+    }
 }
 
 /// Why there is no response head.
@@ -72,19 +77,31 @@ pub(super) enum NoHead {
     Malformed(&'static str),
 }
 
-/// Bytes of one response head, our choice: twice what the edge takes from clients by default.
+/// Bytes of one response head, and of all interim ones before it, our choice: twice what the edge takes from clients by default.
 const MAX_HEAD: usize = 64 << 10;
 
 /// Fields of one response head, our choice: as many as the edge takes from clients by default.
 const MAX_FIELDS: usize = 100;
 
-/// Reads until a head is complete. Interim responses (RFC 9110 15.2) are read and not passed on.
-pub(super) fn poll_head(link: &mut Link, cx: &mut Context<'_>, is_head: bool) -> Poll<Result<Head, NoHead>> {
+/// Reads until a head is complete. Interim responses (RFC 9110 15.2) are read and not passed on; `interim` counts
+/// their bytes.
+pub(super) fn poll_head(
+    link: &mut Link,
+    cx: &mut Context<'_>,
+    is_head: bool,
+    interim: &mut usize,
+) -> Poll<Result<Head, NoHead>> {
     loop {
-        if !link.intake.read.is_empty()
+        let here = link.intake.read.len();
+        if here > 0
             && let Some(head) = parse(&mut link.intake.read, is_head).map_err(NoHead::Malformed)?
         {
-            if head.response.status().is_informational() && head.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if head.status().is_informational() && head.status() != StatusCode::SWITCHING_PROTOCOLS {
+                *interim += here - link.intake.read.len();
+                // Without a bound, one that sends them faster than we read holds this task for ever.
+                if *interim > MAX_HEAD {
+                    return Poll::Ready(Err(NoHead::Malformed("it has too many interim responses")));
+                }
                 continue;
             }
             return Poll::Ready(Ok(head));
@@ -95,6 +112,15 @@ pub(super) fn poll_head(link: &mut Link, cx: &mut Context<'_>, is_head: bool) ->
             Err(error) => return Poll::Ready(Err(NoHead::Lost(Some(error)))),
         }
     }
+}
+
+/// Takes the response head at the front of `read` off it when it is complete, and says how the body after it ends:
+/// the judgement that every answer of an endpoint passes, for whoever tests it from outside.
+///
+/// # Errors
+/// Why it is no response.
+pub fn judge(read: &mut BytesMut, is_head: bool) -> Result<Option<(Response<()>, Rest)>, &'static str> {
+    Ok(parse(read, is_head)?.map(|head| (head.response, head.rest)))
 }
 
 /// The head at the front of `read`, which is taken off when it is complete.
@@ -313,5 +339,220 @@ impl http_body::Body for AnswerBody {
 impl fmt::Debug for AnswerBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AnswerBody").field("rest", &self.rest).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a head is taken for.
+    #[derive(Debug, PartialEq)]
+    enum Verdict {
+        Length(u64),
+        Chunked,
+        Close,
+        Bad,
+        Partial,
+    }
+    use Verdict::{Bad, Chunked, Close, Length, Partial};
+
+    fn verdict(text: &str, is_head: bool) -> Verdict {
+        match judge(&mut BytesMut::from(text), is_head) {
+            Ok(Some((_, Rest::Over))) => Length(0),
+            Ok(Some((_, Rest::Length(length)))) => Length(length),
+            Ok(Some((_, Rest::Chunked(_)))) => Chunked,
+            Ok(Some((_, Rest::Close))) => Close,
+            Ok(Some((_, Rest::Trailers(_)))) => panic!("a head is no trailer section"),
+            Ok(None) => Partial,
+            Err(_) => Bad,
+        }
+    }
+
+    #[test]
+    fn each_head_has_its_verdict() {
+        for (head, expected) in [
+            // The length (RFC 9112 6.3).
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Length(5)),
+            ("HTTP/1.1 200 OK\r\ncontent-length:\t005 \r\n\r\n", Length(5)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9999999999999999999\r\n\r\n", Length(9_999_999_999_999_999_999)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5 5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\n\r\n", Close),
+            ("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n", Close),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", Length(5)),
+            // The transfer coding (RFC 9112 6.1).
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Chunked),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: CHUNKED\r\n\r\n", Chunked),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked;a=b\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0bchunked\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", Bad),
+            ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Bad),
+            // Statuses without content (RFC 9110 6.4.1), whatever the head claims.
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Length(0)),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Length(0)),
+            ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", Length(0)),
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", Length(0)),
+            ("HTTP/1.1 100 Continue\r\n\r\n", Length(0)),
+            ("HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n", Length(0)),
+            // The status line (RFC 9112 4).
+            ("HTTP/1.1 200\r\nContent-Length: 5\r\n\r\n", Length(5)),
+            ("HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\n", Length(5)),
+            ("HTTP/1.1 999 Own words\r\nContent-Length: 5\r\n\r\n", Length(5)),
+            ("HTTP/1.1 099 Low\r\n\r\n", Bad),
+            ("HTTP/1.1 20 Short\r\n\r\n", Bad),
+            ("HTTP/1.1 2000 Long\r\n\r\n", Bad),
+            ("HTTP/1.1  200 OK\r\n\r\n", Bad),
+            ("HTTP/2.0 200 OK\r\n\r\n", Bad),
+            ("HTTP/1.2 200 OK\r\n\r\n", Bad),
+            ("http/1.1 200 OK\r\n\r\n", Bad),
+            (" HTTP/1.1 200 OK\r\n\r\n", Bad),
+            ("ICY 200 OK\r\n\r\n", Bad),
+            ("<html>", Bad),
+            // Lines and fields.
+            ("HTTP/1.1 200 OK\nContent-Length: 5\n\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX: a\x7fb\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\n X: a\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\n: a\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX(: a\r\n\r\n", Bad),
+            ("HTTP/1.1 200 OK\r\nX:\r\nContent-Length: 5\r\n\r\n", Length(5)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", Partial),
+            ("HTTP/1.1 2", Partial),
+            ("", Partial),
+        ] {
+            assert_eq!(verdict(head, false), expected, "{head:?}");
+            if !matches!(expected, Bad | Partial) {
+                assert_eq!(verdict(head, true), Length(0), "{head:?} after HEAD");
+            }
+        }
+        let many = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: a\r\n".repeat(count));
+        assert_eq!((verdict(&many(MAX_FIELDS), false), verdict(&many(MAX_FIELDS + 1), false)), (Close, Bad));
+        let large = |length: usize| format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "a".repeat(length - 24));
+        assert_eq!((verdict(&large(MAX_HEAD), false), verdict(&large(MAX_HEAD + 1), false)), (Close, Bad));
+        assert_eq!(verdict(&large(MAX_HEAD + 9)[..MAX_HEAD], false), Bad, "it can become no head any more");
+    }
+
+    #[test]
+    fn a_connection_serves_again_only_if_both_sides_know_where_the_body_ends() {
+        for (head, expected) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true),
+            ("HTTP/1.1 204 No Content\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\n\r\n", false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: Close\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x\r\nConnection: y ,close\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: closed\r\n\r\n", true),
+        ] {
+            let head = (parse(&mut BytesMut::from(head), false).ok().flatten()).expect("a good head");
+            assert_eq!(head.is_persistent, expected, "{:?}", head.response);
+        }
+    }
+
+    /// Responses as they are taken off a stream that is cut so: heads, content and trailers of each, what is left,
+    /// and whether something was wrong.
+    fn read_all(stream: &[u8], cuts: &[usize]) -> (Vec<(Response<()>, Vec<u8>, HeaderMap)>, usize, bool) {
+        let mut responses: Vec<(Response<()>, Vec<u8>, HeaderMap)> = Vec::new();
+        let (mut read, mut rest, mut begin) = (BytesMut::new(), Rest::Over, 0);
+        for end in cuts.iter().copied().chain([stream.len()]) {
+            read.extend_from_slice(&stream[begin..end.max(begin)]);
+            begin = end.max(begin);
+            loop {
+                if rest.is_over() {
+                    match judge(&mut read, false) {
+                        Ok(Some((response, body))) => {
+                            responses.push((response, Vec::new(), HeaderMap::new()));
+                            rest = body;
+                        }
+                        Ok(None) => break,
+                        Err(_) => return (responses, 0, true),
+                    }
+                }
+                let (_, content, trailers) = responses.last_mut().expect("a head came first");
+                match rest.take(&mut read, |_| true) {
+                    Ok(Some(Piece::Data(data))) => content.extend_from_slice(&data),
+                    Ok(Some(Piece::Trailers(section))) => *trailers = trailer_fields(&section),
+                    Ok(None) if rest.is_over() => {}
+                    Ok(None) => break,
+                    Err(_) => return (responses, 0, true),
+                }
+            }
+        }
+        (responses, read.len(), false)
+    }
+
+    fn words() -> impl Strategy<Value = Vec<u8>> {
+        let words: Vec<&'static [u8]> = vec![
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 204 No Content\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\n",
+            b"HTTP/1.0 404 Nothing\r\n",
+            b"Content-Length: 5\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Connection: close\r\n",
+            b"X: \xe9\r\n",
+            b"\r\n",
+            b"\r\n",
+            b"hello",
+            b"5\r\nhello\r\n",
+            b"5;a=b\r\nhello\r\n",
+            b"0\r\n\r\n",
+            b"0\r\nX: b\r\n\r\n",
+            b"\r",
+            b"\n",
+        ];
+        let word = prop_oneof![
+            9 => proptest::sample::select(words).prop_map(<[u8]>::to_vec),
+            1 => proptest::collection::vec(any::<u8>(), 0..6),
+        ];
+        proptest::collection::vec(word, 0..14).prop_map(|words| words.concat())
+    }
+
+    /// Responses that are sound, one after another.
+    fn sound() -> impl Strategy<Value = Vec<u8>> {
+        let whole: Vec<&'static [u8]> = vec![
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n3\r\nabc\r\n0\r\nX: b\r\n\r\n",
+            b"HTTP/1.1 204 No Content\r\n\r\n",
+            b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n",
+            b"HTTP/1.0 404 Nothing\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n\r\nto the end",
+        ];
+        proptest::collection::vec(proptest::sample::select(whole), 1..5).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn cuts_change_nothing(
+            stream in prop_oneof![words(), sound()],
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            cuts.sort_unstable();
+            let told = |(responses, left, is_bad): (Vec<_>, usize, bool)| format!("{responses:?} {left} {is_bad}");
+            prop_assert_eq!(told(read_all(&stream, &cuts)), told(read_all(&stream, &[])));
+        }
     }
 }

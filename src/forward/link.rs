@@ -2,13 +2,15 @@
 //! timer for every wait on it. HTTP is spoken by `upload` (requests) and `answer` (responses).
 
 use std::cell::RefCell;
+use std::future::{Future as _, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::connect::EndpointStream;
@@ -48,8 +50,9 @@ impl Link {
         let mut byte = [0];
         let mut nobody = Context::from_waker(Waker::noop());
         let mut wire = self.wire.borrow_mut();
-        self.intake.read.is_empty()
-            && Pin::new(&mut *wire).poll_read(&mut nobody, &mut ReadBuf::new(&mut byte)).is_pending()
+        let reading = poll_fn(|cx| Pin::new(&mut *wire).poll_read(cx, &mut ReadBuf::new(&mut byte)));
+        // Whatever the task has done in this turn: who is told to wait for its next turn has not looked.
+        self.intake.read.is_empty() && pin!(unconstrained(reading)).poll(&mut nobody).is_pending()
     }
 
     /// Reads more. 0 is the end of the stream.
@@ -70,5 +73,34 @@ impl Link {
     /// The stream, and what was read from it beyond the response. `None` while somebody still writes to it.
     pub fn into_stream(self) -> Option<(EndpointStream, BytesMut)> {
         Some((Rc::into_inner(self.wire)?.into_inner(), self.intake.read))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A task that has done much in one turn must still see what came on an idle link: it would be taken for
+    /// the answer to the next request.
+    #[tokio::test]
+    async fn a_busy_task_sees_what_nobody_asked_for() {
+        for said in [&b""[..], b"HTTP/1.1 408 Request Timeout\r\n\r\n"] {
+            let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+            let link = Link::new(EndpointStream::Unix(ours));
+            assert!(link.is_alive());
+            theirs.write_all(said).await.expect("room");
+            theirs.shutdown().await.expect("an open socket");
+            if let EndpointStream::Unix(stream) = &*link.wire.borrow() {
+                stream.readable().await.expect("an open socket");
+            }
+            let is_alive = poll_fn(|cx| {
+                while tokio::task::coop::poll_proceed(cx).map(|spent| spent.made_progress()).is_ready() {}
+                Poll::Ready(link.is_alive())
+            });
+            assert!(!is_alive.await, "{said:?}");
+        }
     }
 }

@@ -19,6 +19,8 @@ use crate::framing::sending::{Framing, SendError, Sending};
 #[derive(Debug)]
 pub struct Upload {
     head: request::Parts,
+    /// How the whole body is framed. What `sending` says of it counts down as the body is read.
+    framing: Framing,
     sending: Sending<Body>,
 }
 
@@ -30,7 +32,7 @@ impl Upload {
             Some(length) => Framing::Length(length),
             None => Framing::Chunked(true),
         };
-        Self { head, sending: Sending::new(Vec::new(), body, framing) }
+        Self { head, framing, sending: Sending::new(Vec::new(), body, framing) }
     }
 
     /// Writes the head as bytes, with another `Host` if one is given. Before the first attempt, and
@@ -51,7 +53,7 @@ impl Upload {
             text.extend_from_slice(value.as_bytes());
             text.extend_from_slice(b"\r\n");
         }
-        match self.sending.framing() {
+        match self.framing {
             Framing::Length(length) => drop(write!(text, "content-length: {length}\r\n")),
             Framing::Chunked(_) => text.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             // RFC 9110 8.6: where a method gives content a meaning, its absence is said.
@@ -98,4 +100,44 @@ impl Upload {
 /// Methods whose requests have content as a rule (RFC 9110 9.3).
 fn has_content(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::future::poll_fn;
+    use std::rc::Rc;
+
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::forward::connect::EndpointStream;
+
+    /// What did not go to one endpoint goes whole to the next, under a head of its own: a length that had been
+    /// counted down meanwhile would leave the body to be taken for another request.
+    #[tokio::test]
+    async fn a_second_head_announces_all_of_the_body() {
+        for (body, framing) in
+            [(Body::full("GET /hidden HTTP/1.1\r\n\r\n"), "content-length: 24"), (Body::Empty, "content-length: 0")]
+        {
+            let request = http::Request::post("/").header(HOST, "a.test").body(()).expect("a request");
+            let mut upload = Upload::new(request.into_parts().0, body);
+            upload.write_head(None);
+            let (gone, peer) = UnixStream::pair().expect("sockets");
+            drop(peer);
+            let gone: Wire = Rc::new(RefCell::new(EndpointStream::Unix(gone)));
+            let sent = poll_fn(|cx| upload.poll_send(cx, &gone)).await;
+            assert!(matches!(sent, Err(SendError::Wire(_))) && upload.is_unsent());
+            upload.rewind();
+            upload.write_head(Some(&HeaderValue::from_static("b.test")));
+            let (there, mut peer) = UnixStream::pair().expect("sockets");
+            let there: Wire = Rc::new(RefCell::new(EndpointStream::Unix(there)));
+            poll_fn(|cx| upload.poll_send(cx, &there)).await.expect("an open socket");
+            drop((there, gone));
+            let mut seen = String::new();
+            peer.read_to_string(&mut seen).await.expect("a request");
+            assert!(seen.contains(framing) && seen.contains("host: b.test"), "{seen}");
+        }
+    }
 }

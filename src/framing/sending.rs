@@ -74,11 +74,6 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Sending<B> {
         &self.body
     }
 
-    /// How the body ends.
-    pub fn framing(&self) -> Framing {
-        self.framing
-    }
-
     /// True while no byte was handed to a stream.
     pub fn is_unsent(&self) -> bool {
         !self.has_begun
@@ -206,5 +201,204 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Sending<B> {
         }
         self.framing = Framing::Over;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    use http_body::Frame;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::framing::Chunks;
+    use crate::framing::rest::{Piece, Rest, trailer_fields};
+
+    /// A body of these pieces, which says at every other poll that it is not ready.
+    struct Pieces {
+        frames: VecDeque<Frame<Bytes>>,
+        is_ready: bool,
+    }
+
+    impl Pieces {
+        fn new(pieces: Vec<Vec<u8>>, trailers: Option<HeaderMap>) -> Self {
+            let pieces = pieces.into_iter().map(|piece| Frame::data(Bytes::from(piece)));
+            Self { frames: pieces.chain(trailers.map(Frame::trailers)).collect(), is_ready: false }
+        }
+    }
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            self.is_ready = !self.is_ready;
+            if !self.is_ready {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(self.frames.pop_front().map(Ok))
+        }
+    }
+
+    /// A stream that takes so many bytes at each write, in turn; 0 stands for one that has to wait.
+    struct Narrow {
+        taken: Vec<u8>,
+        room: Vec<usize>,
+        turn: usize,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let room = self.room[self.turn % self.room.len()];
+            self.turn += 1;
+            if room == 0 {
+                return Poll::Pending;
+            }
+            let all = slices.iter().flat_map(|slice| slice.iter().copied());
+            let before = self.taken.len();
+            self.taken.extend(all.take(room));
+            Poll::Ready(Ok(self.taken.len() - before))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// All that is written, when each write takes so many bytes; or what was written before it broke.
+    fn written(mut sending: Sending<Pieces>, room: &[usize]) -> Result<Vec<u8>, Vec<u8>> {
+        let wire = RefCell::new(Narrow { taken: Vec::new(), room: room.to_vec(), turn: 0 });
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..100_000 {
+            match sending.poll_send(&mut cx, &wire) {
+                Poll::Ready(Ok(())) => return Ok(wire.into_inner().taken),
+                Poll::Ready(Err(_)) => return Err(wire.into_inner().taken),
+                Poll::Pending => {}
+            }
+        }
+        panic!("it never ends");
+    }
+
+    fn framing() -> impl Strategy<Value = Framing> {
+        prop_oneof![
+            (0_u64..100).prop_map(Framing::Length),
+            any::<bool>().prop_map(Framing::Chunked),
+            Just(Framing::Close),
+        ]
+    }
+
+    /// What the bytes must be, said plainly.
+    fn expected(pieces: &[Vec<u8>], trailers: &HeaderMap, framing: Framing) -> Vec<u8> {
+        let mut bytes = b"head\r\n\r\n".to_vec();
+        let Framing::Chunked(may_trail) = framing else { return [bytes, pieces.concat()].concat() };
+        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+            bytes.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            bytes.extend_from_slice(piece);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"0\r\n");
+        for (name, value) in trailers.iter().filter(|_| may_trail) {
+            bytes.extend_from_slice(format!("{name}: {}\r\n", value.to_str().expect("text")).as_bytes());
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn how_much_a_write_takes_changes_nothing(
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..6),
+            has_trailers: bool,
+            framing in framing(),
+            fits: bool,
+            room in proptest::collection::vec(0_usize..40, 0..5),
+        ) {
+            let room = [&room[..], &[3]].concat();
+            let length = pieces.concat().len() as u64;
+            let framing = match framing {
+                Framing::Length(_) if fits => Framing::Length(length),
+                other => other,
+            };
+            // A message of length 0 has no body that anybody would ask.
+            prop_assume!(framing != Framing::Length(0));
+            let mut trailers = HeaderMap::new();
+            if has_trailers {
+                trailers.append("x-a", http::HeaderValue::from_static("1"));
+                trailers.append("x-a", http::HeaderValue::from_static("2"));
+            }
+            let send = |room: &[usize]| {
+                let body = Pieces::new(pieces.clone(), has_trailers.then(|| trailers.clone()));
+                written(Sending::new(b"head\r\n\r\n".to_vec(), body, framing), room)
+            };
+            let sent = send(&room);
+            match framing {
+                // Longer or shorter than announced: what ends well is as long as announced, and all else breaks off.
+                Framing::Length(announced) if announced != length => {
+                    let is_good = sent.is_ok();
+                    let (Ok(bytes) | Err(bytes)) = sent;
+                    let most = 8 + announced;
+                    let written = bytes.len() as u64;
+                    prop_assert!(written <= most);
+                    prop_assert_eq!(written == most && is_good, is_good);
+                    prop_assert!(expected(&pieces, &trailers, framing).starts_with(&bytes));
+                }
+                Framing::Length(_) | Framing::Chunked(_) | Framing::Close | Framing::Over => {
+                    prop_assert_eq!(sent.expect("sound"), expected(&pieces, &trailers, framing));
+                }
+            }
+        }
+
+        /// What is written in chunks is read back, wherever reads are cut.
+        #[test]
+        fn chunks_are_read_back(
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..6),
+            trailers in proptest::option::of(proptest::collection::vec(("x-[a-z]{1,8}", "[!-~]{0,9}"), 0..4)),
+            steps in proptest::collection::vec(1_usize..30, 1..4),
+        ) {
+            let trailers = trailers.map(|fields| {
+                let pair = |(name, value): (String, String)| Some((name.parse().ok()?, value.parse().ok()?));
+                fields.into_iter().filter_map(pair).collect::<HeaderMap>()
+            });
+            let content = pieces.concat();
+            let body = Pieces::new(pieces, trailers.clone());
+            let bytes = written(Sending::new(Vec::new(), body, Framing::Chunked(true)), &[1 << 20]).expect("sound");
+            let mut rest = Rest::Chunked(Chunks::default());
+            let (mut read, mut data, mut fields) = (BytesMut::new(), Vec::new(), HeaderMap::new());
+            let mut steps = steps.into_iter().cycle();
+            let mut left = &bytes[..];
+            while !left.is_empty() {
+                let (here, later) = left.split_at(steps.next().expect("endless").min(left.len()));
+                read.extend_from_slice(here);
+                left = later;
+                while let Some(piece) = rest.take(&mut read, |_| true).expect("sound") {
+                    match piece {
+                        Piece::Data(piece) => data.extend_from_slice(&piece),
+                        Piece::Trailers(section) => fields = trailer_fields(&section),
+                    }
+                }
+            }
+            prop_assert!(rest.is_over() && read.is_empty());
+            prop_assert_eq!(data, content);
+            prop_assert_eq!(fields, trailers.unwrap_or_default());
+        }
     }
 }

@@ -11,7 +11,7 @@ use http::header::{
     CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY,
     X_FRAME_OPTIONS,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::exchange::{Clue, Exchange};
@@ -130,8 +130,9 @@ impl http_body::Body for ReplyBody {
 
 impl Drop for ReplyBody {
     fn drop(&mut self) {
-        // hyper does not poll a body again whose length has been reached.
-        if self.is_end_stream() {
+        // Nobody polls a body again whose length has been reached, nor at all one that a HEAD does not get.
+        let is_for_head = self.exchange.notes.method == Method::HEAD && !self.source.is_from_endpoint();
+        if self.is_end_stream() || is_for_head {
             self.end();
         }
     }

@@ -41,15 +41,25 @@ const HANDSHAKE: u8 = 22;
 /// More than any tickets take.
 const MOST: usize = 2 << 10;
 
+/// What an encrypted alert takes (RFC 8446 5.2, 6): header, two bytes, type and tag. It is the last word before
+/// the stream is dropped, and must not wait.
+const ALERT: usize = 5 + 2 + 1 + 16;
+
 impl<S> Holding<S> {
     /// A stream on which the client has sent its ClientHello, or is about to.
     pub fn new(stream: S) -> Self {
         Self { stream, turn: Turn::Hello, held: Vec::new() }
     }
 
+    /// The handshake is over. What is written from now on is no ticket: a client that takes none gets none, nor
+    /// does one that resumed with TLS 1.2, and their first answers must not wait.
+    pub fn settle(&mut self) {
+        self.turn = Turn::Over;
+    }
+
     /// Whether to hold what is to be written.
     fn holds(&self, first: Option<u8>, length: usize) -> bool {
-        self.turn == Turn::Finished && first == Some(APPLICATION_DATA) && length <= MOST
+        self.turn == Turn::Finished && first == Some(APPLICATION_DATA) && (ALERT + 1..=MOST).contains(&length)
     }
 
     /// After a write: whose turn it is then. A flight that was cut is not followed any further.
@@ -147,7 +157,8 @@ mod tests {
     use super::*;
 
     const FLIGHT: &[u8] = &[HANDSHAKE, 3, 3, 0, 1, 0];
-    const TICKETS: &[u8] = &[APPLICATION_DATA, 3, 3, 0, 1, 7];
+    const TICKETS: &[u8] = &[APPLICATION_DATA; 200];
+    const ENCRYPTED_ALERT: &[u8] = &[APPLICATION_DATA; ALERT];
 
     /// A handshake up to the client's Finished, then `second` from the server; returns what the client sees at once.
     async fn seen_of(second: &[u8]) -> (Vec<u8>, Holding<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
@@ -158,7 +169,7 @@ mod tests {
         server.read_exact(&mut [0; 8]).await.expect("it was sent");
         server.write_all(second).await.expect("room");
         server.flush().await.expect("an open stream");
-        let mut seen = vec![0; 64];
+        let mut seen = vec![0; 1 << 10];
         let length = client.read(&mut seen).await.expect("the flight");
         seen.truncate(length);
         (seen, server, client)
@@ -170,7 +181,7 @@ mod tests {
         assert_eq!(seen, FLIGHT);
         server.write_all(b"answer").await.expect("room");
         server.write_all(b", more").await.expect("room");
-        let mut rest = [0; 18];
+        let mut rest = [0; TICKETS.len() + 12];
         client.read_exact(&mut rest).await.expect("tickets and answer");
         assert_eq!(rest.as_slice(), [TICKETS, b"answer, more"].concat());
     }
@@ -182,6 +193,12 @@ mod tests {
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).await.expect("tickets");
         assert_eq!(rest, TICKETS);
+    }
+
+    #[tokio::test]
+    async fn an_alert_does_not_wait() {
+        let (seen, ..) = seen_of(ENCRYPTED_ALERT).await;
+        assert_eq!(seen, [FLIGHT, ENCRYPTED_ALERT].concat());
     }
 
     #[tokio::test]

@@ -2,10 +2,14 @@
 //! early must not harm anybody else (SECURITY.md 2 and 4).
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Answer, Edge, Scripted, Upstream, accept_key, noise, site, site_with, upgrade_request, within};
+use crate::harness::{
+    Answer, ClientTls, Edge, Scripted, TestCa, Upstream, Wire, accept_key, noise, site, site_with, upgrade_request,
+    within,
+};
 
 /// Reads to the end of a TLS stream; an error when it ended without close_notify, or with a reset.
 async fn read_out(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Vec<u8>> {
@@ -220,4 +224,142 @@ async fn a_whole_exchange_leaves_the_connection_to_the_next() {
         }
         assert_eq!(upstream.connections() - before, 1, "collect: {collect}");
     }
+}
+
+/// RFC 8446 4.6.1: tickets are optional. Who resumes with TLS 1.2 gets none after the handshake, and its first
+/// answer must not be held back for one.
+#[tokio::test]
+async fn a_first_answer_does_not_wait_for_tickets_that_never_come() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "ok")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let client = ClientTls { version: Some(version), ..ClientTls::alpn(&["http/1.1"]) };
+        let config = client.config(&edge);
+        for kind in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
+            let stream = edge.handshake("a.test", Arc::clone(&config)).await.expect("a handshake");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+            let mut wire = Wire::new(stream);
+            wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+            assert_eq!(wire.reply().await.text(), "ok", "{version:?} {kind:?}");
+        }
+    }
+}
+
+/// RFC 8446 6.2: a client whose certificate is refused is told why, although its side of the handshake is over.
+#[tokio::test]
+async fn a_refused_certificate_is_answered_with_an_alert() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "ok")).await;
+    let authority = TestCa::new("clients");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ca.pem");
+    authority.write(&path);
+    let edge = Edge::start(&site_with("a.test", &upstream, &format!("client_cert = {{ ca = {path:?} }}"))).await;
+    let mut stream = edge.tls("a.test", &["http/1.1"]).await;
+    let error = read_out(&mut stream).await.expect_err("no certificate was shown");
+    assert!(error.to_string().contains("CertificateRequired"), "{error}");
+}
+
+/// SECURITY.md 4, rule 2: after a refusal that casts doubt on the client, nothing is taken for a request.
+#[tokio::test]
+async fn after_a_refusal_the_connection_closes_as_it_says() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "ok")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    let next = "GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    wire.send(format!("GET / HTTP/1.1\r\nHost: other.test\r\n\r\n{next}")).await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, reply.headers.all("connection")), (421, vec!["close"]));
+    assert_eq!(wire.rest().await, b"", "nothing follows");
+}
+
+/// Interim responses are no sign of life: an endpoint that sends nothing else is given up.
+#[tokio::test]
+async fn a_flood_of_interim_responses_ends() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let (mut far, _) = upstream.request().await;
+    let flood = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1 << 10);
+    within("the edge gives up", async { while far.wire.try_send(&flood).await.is_ok() {} }).await;
+    assert_eq!(wire.reply().await.status, 502);
+}
+
+/// SECURITY.md 4, rule 7: an interim response is a response byte. The request was seen and is not repeated.
+#[tokio::test]
+async fn a_request_that_got_an_interim_response_is_not_repeated() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&format!("process = {{ workers = 1 }}\n{}", site("a.test", &upstream))).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("GET /1 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let (mut far, _) = upstream.request().await;
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(wire.reply().await.text(), "ok");
+    wire.send("GET /2 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(far.request().await.expect("the same connection").target, "/2");
+    far.send("HTTP/1.1 102 Processing\r\n\r\n").await;
+    drop(far);
+    let reply = within("an answer", wire.reply()).await;
+    assert_eq!(reply.status, 502);
+    assert!(!upstream.has_waiting().await);
+}
+
+/// An endpoint that took only a part of a request gets no other one on the same connection, even if it says
+/// nothing about closing it.
+#[tokio::test]
+async fn a_connection_that_took_half_a_request_serves_no_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    listener.set_nonblocking(true).expect("a socket");
+    let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
+    let config = format!("process = {{ workers = 1 }}\n{}", site("a.test", format!("unix:{}", path.display())));
+    let edge = Edge::start(&config).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\n12345").await;
+    let (far, _) = within("the edge connects", listener.accept()).await.expect("a connection");
+    let far = far.into_std().expect("a socket");
+    let mut far = {
+        far.shutdown(std::net::Shutdown::Read).expect("an open socket");
+        tokio::net::UnixStream::from_std(far).expect("a socket")
+    };
+    // All of the body is here, and the endpoint does not take it.
+    wire.send("67890").await;
+    far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("the edge reads");
+    assert_eq!(wire.reply().await.text(), "ok");
+    let mut next = edge.h1("a.test").await;
+    next.send("GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    within("a connection of its own", listener.accept()).await.expect("a connection");
+}
+
+/// A client that leaves in the middle of its body ends the work for it, although the endpoint answers already.
+#[tokio::test]
+async fn a_client_that_leaves_its_body_behind_ends_the_response() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100\r\n\r\n12345").await;
+    let (mut far, _) = upstream.head().await;
+    far.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
+    assert_eq!(wire.reply_head().await.expect("a head").status, 200);
+    drop(wire);
+    within("the edge lets go", async { while far.wire.fill().await {} }).await;
+    assert_eq!(edge.record("request").await["aborted"], "client");
+}
+
+/// A HEAD that the edge answers is a whole exchange: its record does not say that the client left.
+#[tokio::test]
+async fn a_head_without_content_is_no_abort() {
+    let upstream = Upstream::answering(|_| Answer::ok("", "")).await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut wire = edge.h1("a.test").await;
+    wire.send("HEAD / HTTP/1.1\r\nHost: other.test\r\n\r\n").await;
+    assert_eq!(wire.reply_to("HEAD").await.status, 421);
+    let record = edge.record("request").await;
+    assert!(record["aborted"].is_null(), "{record}");
+    let mut h2 = edge.raw_h2("a.test").await;
+    let head = [(":method", "HEAD"), (":scheme", "https"), (":authority", "other.test"), (":path", "/2")];
+    h2.headers(1, &head, true).await;
+    let record = edge.record_where("over HTTP/2", |record| record["path"] == "/2").await;
+    assert!(record["aborted"].is_null(), "{record}");
 }

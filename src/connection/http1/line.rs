@@ -208,6 +208,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
             }
         }
         if !inbound.follower.is_complete() {
+            // Who read it may have been a task beside ours, and have nobody to tell.
+            if inbound.is_eof && !self.is_body_held.get() {
+                return Poll::Ready(());
+            }
             self.wait_for_body(cx);
         }
         Poll::Pending
@@ -236,14 +240,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         let inbound = &mut *self.inbound.borrow_mut();
         loop {
             match inbound.follower.body(&mut inbound.intake.read) {
-                Ok(Some(Piece::Data(data))) => {
-                    if inbound.follower.is_complete() {
-                        self.tell_waiting();
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
+                Ok(Some(Piece::Data(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Ok(Some(Piece::Trailers(section))) => {
-                    self.tell_waiting();
                     let fields = trailer_fields(&section);
                     if !fields.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::trailers(fields))));
@@ -260,7 +258,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
                                 "the client closed the connection".into(),
                             ))));
                         }
-                        Err(error) => return Poll::Ready(Some(Err(BodyError::Broken(error.into())))),
+                        Err(error) => {
+                            inbound.is_eof = true;
+                            return Poll::Ready(Some(Err(BodyError::Broken(error.into()))));
+                        }
                     }
                 }
                 Err(fault) => {
@@ -322,8 +323,9 @@ fn after(now: Instant, limit: Duration) -> Instant {
     now + limit.min(FAR)
 }
 
-/// The body of the present request.
-pub(super) struct RequestBody<S>(Rc<Line<S>>);
+/// The body of the present request. When it has ended it lets go of the line: who still holds it then, as a
+/// task does that writes the last piece to an endpoint, must not touch what comes after it.
+pub(super) struct RequestBody<S>(Option<Rc<Line<S>>>);
 
 impl<S> RequestBody<S> {
     /// The body after a head that says there is one.
@@ -332,7 +334,14 @@ impl<S> RequestBody<S> {
         let is_here = !line.inbound.borrow().intake.read.is_empty();
         // RFC 9110 10.1.1: who sees the body already need not ask for it.
         line.interim.set(if head.expects_continue && !is_here { CONTINUE } else { b"" });
-        Self(Rc::clone(line))
+        Self(Some(Rc::clone(line)))
+    }
+
+    fn let_go(&mut self) {
+        if let Some(line) = self.0.take() {
+            line.is_body_held.set(false);
+            line.tell_waiting();
+        }
     }
 }
 
@@ -340,22 +349,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HttpBody for RequestBody<S> {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.poll_body(cx)
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(line) = &self.0 else { return Poll::Ready(None) };
+        let frame = ready!(line.poll_body(cx));
+        if line.inbound.borrow().follower.is_complete() {
+            self.let_go();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.inbound.borrow().follower.is_complete()
+        self.0.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.inbound.borrow().follower.left().map_or_else(SizeHint::default, SizeHint::with_exact)
+        let left = self.0.as_ref().map_or(Some(0), |line| line.inbound.borrow().follower.left());
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
 impl<S> Drop for RequestBody<S> {
     fn drop(&mut self) {
-        self.0.is_body_held.set(false);
-        self.0.tell_waiting();
+        self.let_go();
     }
 }

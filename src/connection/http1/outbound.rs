@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{StatusCode, response};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
@@ -21,6 +21,7 @@ pub(super) fn head(
     interim: &[u8],
 ) -> (Vec<u8>, Framing) {
     let status = parts.status;
+    let says_close = closes && status != StatusCode::SWITCHING_PROTOCOLS;
     let is_bodiless = request.is_head || has_no_body(status);
     let framing = match body.size_hint().exact() {
         _ if is_bodiless => Framing::Over,
@@ -42,7 +43,10 @@ pub(super) fn head(
     let mut has_length = false;
     for (name, value) in &parts.headers {
         // Only this file says how a body ends. Where there is none, a length tells of the one that a GET would get.
-        if *name == TRANSFER_ENCODING || (*name == CONTENT_LENGTH && !is_bodiless) {
+        if *name == TRANSFER_ENCODING
+            || (*name == CONTENT_LENGTH && !is_bodiless)
+            || (*name == CONNECTION && says_close)
+        {
             continue;
         }
         has_date |= *name == DATE;
@@ -65,7 +69,7 @@ pub(super) fn head(
         Framing::Over if !is_bodiless => text.extend_from_slice(b"content-length: 0\r\n"),
         Framing::Over | Framing::Close => {}
     }
-    if closes && status != StatusCode::SWITCHING_PROTOCOLS {
+    if says_close {
         text.extend_from_slice(b"connection: close\r\n");
     }
     if !has_date {

@@ -518,3 +518,67 @@ fn a_refused_upgrade_stays_http() {
         }
     });
 }
+
+/// Who still holds a body that has ended has no hold on the message after it.
+#[test]
+fn a_body_that_was_read_does_not_touch_the_next_one() {
+    run(async {
+        let first: Rc<RefCell<Option<Inbound>>> = Rc::default();
+        let second: Rc<RefCell<Option<Inbound>>> = Rc::default();
+        let (kept, asked) = (Rc::clone(&first), Rc::clone(&second));
+        let (mut client, _task) = start_with(1 << 16, move |_, request| {
+            let (kept, asked) = (Rc::clone(&kept), Rc::clone(&asked));
+            Box::pin(async move {
+                let is_first = request.uri().path() == "/1";
+                let mut body = request.into_body().expect("a body");
+                if is_first {
+                    while poll_fn(|cx| body.as_mut().poll_frame(cx)).await.is_some() {}
+                    *kept.borrow_mut() = Some(body);
+                } else {
+                    // Answered early; the body is read on beside the response.
+                    drop(kept.borrow_mut().take());
+                    *asked.borrow_mut() = Some(body);
+                }
+                Response::new(OwnBody::Empty)
+            })
+        });
+        client.write_all(b"POST /1 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\n\r\nabc").await.expect("room");
+        settle_down().await;
+        let next = b"POST /2 HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nmore\r\n";
+        client.write_all(next).await.expect("room");
+        settle_down().await;
+        client.write_all(b"0\r\n\r\nGET /3 HTTP/1.1\r\n\r\n").await.expect("room");
+        let body = second.borrow_mut().take().expect("the second request");
+        assert_eq!(body.collect().await.expect("a sound body").to_bytes(), "more");
+        assert_eq!(statuses(&read_all(&mut client).await), [200, 200, 400]);
+    });
+}
+
+/// A body that has ended does not keep the stream from becoming a tunnel.
+#[test]
+fn a_body_that_was_read_does_not_keep_the_stream() {
+    run(async {
+        let kept: Rc<RefCell<Option<Inbound>>> = Rc::default();
+        let held = Rc::clone(&kept);
+        let (sender, receiver) = oneshot::channel();
+        let mut sender = Some(sender);
+        let (mut client, task) = start_with(1 << 16, move |talk, request| {
+            let (held, sender) = (Rc::clone(&held), sender.take_if(|_| request.uri().path() == "/yes"));
+            Box::pin(async move {
+                let mut response = Response::new(OwnBody::Empty);
+                if let Some(mut body) = request.into_body() {
+                    while poll_fn(|cx| body.as_mut().poll_frame(cx)).await.is_some() {}
+                    *held.borrow_mut() = Some(body);
+                } else {
+                    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                    talk.tunnel.set(sender);
+                }
+                response
+            })
+        });
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\n\r\nabc").await.expect("room");
+        client.write_all(UPGRADE).await.expect("room");
+        assert_eq!(task.await.expect("no panic"), Ok(None));
+        assert!(receiver.await.is_ok() && kept.borrow().is_some());
+    });
+}
