@@ -18,6 +18,10 @@ use bytes::{Bytes, BytesMut};
 use head::{Lines, Scan, is_token, split_field};
 use rest::{Piece, Rest};
 
+/// The reason phrase of a response (RFC 9112 4), an extension of it where it is not the usual one.
+#[derive(Clone, Debug)]
+pub struct Phrase(pub Box<str>);
+
 /// Follows one request after another.
 #[derive(Clone, Debug)]
 pub struct Follower {

@@ -15,7 +15,6 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
-use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
 use super::Lease;
@@ -23,8 +22,8 @@ use super::connect::EndpointStream;
 use super::link::Link;
 use super::pool::InFlight;
 use crate::body::BodyError;
-use crate::framing::Chunks;
 use crate::framing::rest::{Piece, Rest, trailer_fields};
+use crate::framing::{Chunks, Phrase};
 use crate::site::upstream::Endpoint;
 
 /// A response head, and the connection that its body comes from.
@@ -142,10 +141,8 @@ fn parse(read: &mut BytesMut, is_head: bool) -> Result<Option<Head>, &'static st
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.version_mut() = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
-    if let Some(phrase) = parsed.reason.filter(|phrase| status.canonical_reason() != Some(*phrase))
-        && let Ok(phrase) = ReasonPhrase::try_from(phrase.as_bytes())
-    {
-        response.extensions_mut().insert(phrase);
+    if let Some(phrase) = parsed.reason.filter(|phrase| status.canonical_reason() != Some(*phrase)) {
+        response.extensions_mut().insert(Phrase(phrase.into()));
     }
     // Where each value stands, so that it can share the memory of the head.
     let start = read.as_ptr() as usize;
@@ -365,7 +362,7 @@ mod tests {
             Ok(Some((_, Rest::Length(length)))) => Length(length),
             Ok(Some((_, Rest::Chunked(_)))) => Chunked,
             Ok(Some((_, Rest::Close))) => Close,
-            Ok(Some((_, Rest::Trailers(_)))) => panic!("a head is no trailer section"),
+            Ok(Some((_, Rest::Trailers(_)))) => unreachable!("a head is no trailer section"),
             Ok(None) => Partial,
             Err(_) => Bad,
         }
@@ -469,9 +466,12 @@ mod tests {
         }
     }
 
+    /// A response with all of its body.
+    type Whole = (Response<()>, Vec<u8>, HeaderMap);
+
     /// Responses as they are taken off a stream that is cut so: heads, content and trailers of each, what is left,
     /// and whether something was wrong.
-    fn read_all(stream: &[u8], cuts: &[usize]) -> (Vec<(Response<()>, Vec<u8>, HeaderMap)>, usize, bool) {
+    fn read_all(stream: &[u8], cuts: &[usize]) -> (Vec<Whole>, usize, bool) {
         let mut responses: Vec<(Response<()>, Vec<u8>, HeaderMap)> = Vec::new();
         let (mut read, mut rest, mut begin) = (BytesMut::new(), Rest::Over, 0);
         for end in cuts.iter().copied().chain([stream.len()]) {

@@ -86,6 +86,7 @@ mod tests {
     /// A task that has done much in one turn must still see what came on an idle link: it would be taken for
     /// the answer to the next request.
     #[tokio::test]
+    #[allow(clippy::await_holding_refcell_ref, reason = "nobody else has the stream")]
     async fn a_busy_task_sees_what_nobody_asked_for() {
         for said in [&b""[..], b"HTTP/1.1 408 Request Timeout\r\n\r\n"] {
             let (ours, mut theirs) = UnixStream::pair().expect("sockets");

@@ -295,7 +295,7 @@ mod tests {
                 Poll::Pending => {}
             }
         }
-        panic!("it never ends");
+        unreachable!("it never ends");
     }
 
     fn framing() -> impl Strategy<Value = Framing> {

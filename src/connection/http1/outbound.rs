@@ -7,10 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{StatusCode, response};
 use http_body::Body;
-use hyper::ext::ReasonPhrase;
 
-use crate::framing::Head;
 use crate::framing::sending::Framing;
+use crate::framing::{Head, Phrase};
 
 /// The head as bytes, after what is left of an interim response, and how the body will end.
 pub(super) fn head(
@@ -36,8 +35,8 @@ pub(super) fn head(
     text.extend_from_slice(b"HTTP/1.1 ");
     text.extend_from_slice(status.as_str().as_bytes());
     text.push(b' ');
-    let phrase = parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
-    text.extend_from_slice(phrase.unwrap_or(status.canonical_reason().unwrap_or_default().as_bytes()));
+    let phrase = parts.extensions.get::<Phrase>().map(|phrase| &*phrase.0);
+    text.extend_from_slice(phrase.or(status.canonical_reason()).unwrap_or_default().as_bytes());
     text.extend_from_slice(b"\r\n");
     let mut has_date = false;
     let mut has_length = false;
