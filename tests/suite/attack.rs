@@ -363,3 +363,51 @@ async fn a_head_without_content_is_no_abort() {
     let record = edge.record_where("over HTTP/2", |record| record["path"] == "/2").await;
     assert!(record["aborted"].is_null(), "{record}");
 }
+
+/// RFC 9110 10.1.1: an expectation is met in every order: the body is here already, it is asked for, or an early
+/// answer makes it needless; what follows then is never taken for a request.
+#[tokio::test]
+async fn an_expectation_is_met_in_every_order() {
+    let upstream = Upstream::echo().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let head = "POST / HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    let mut wire = edge.h1("a.test").await;
+    wire.send(head).await;
+    assert_eq!(wire.until(b"\r\n\r\n").await.expect("an interim response"), b"HTTP/1.1 100 Continue\r\n\r\n");
+    wire.send("ab").await;
+    wire.send("cd").await;
+    assert_eq!(wire.reply().await.text(), "abcd");
+    wire.send(format!("{head}efgh")).await;
+    assert_eq!(wire.reply().await.text(), "efgh", "no 100 for a body that is here");
+    wire.send(head.replace("Host: a.test", "Host: other.test")).await;
+    assert_eq!(wire.reply().await.status, 421, "no 100 for a body that nobody reads");
+    wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(wire.rest().await, b"");
+}
+
+/// RFC 9112 9.3.2 with bodies of every length: what is left over of an endpoint's answer goes to nobody.
+#[tokio::test]
+async fn what_an_endpoint_sends_too_much_goes_to_nobody() {
+    let upstream = Scripted::bind().await;
+    let edge = Edge::start(&format!("process = {{ workers = 1 }}\n{}", site("a.test", &upstream))).await;
+    let poison = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    for (method, answer) in [
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        ("GET", "HTTP/1.1 204 No Content\r\nContent-Length: 9\r\n\r\n"),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
+        ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    ] {
+        let mut wire = edge.h1("a.test").await;
+        wire.send(format!("{method} /1 HTTP/1.1\r\nHost: a.test\r\n\r\n")).await;
+        let (mut far, _) = upstream.request().await;
+        far.send(format!("{answer}{poison}")).await;
+        wire.reply_to(method).await;
+        wire.send("GET /2 HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").await;
+        let (mut fresh, seen) = upstream.request().await;
+        assert_eq!(seen.target, "/2");
+        fresh.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nsound").await;
+        assert_eq!(wire.reply().await.text(), "sound", "{method} {answer:?}");
+    }
+}

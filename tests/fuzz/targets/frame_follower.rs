@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -34,22 +34,31 @@ fuzz_target!(|data: &[u8]| {
 /// Bytes that passed, messages that were complete, and the fault, when a stream comes in pieces.
 fn follow(stream: &[u8], cuts: &[usize]) -> (usize, usize, Option<Fault>) {
     let mut follower = Follower::new(Limits::default());
-    let (mut passed, mut messages) = (0, 0);
+    let (mut begin, mut messages) = (0, 0);
+    let mut read = BytesMut::new();
     for end in cuts.iter().copied().chain([stream.len()]) {
-        loop {
-            let step = follower.feed(&stream[passed..end.max(passed)]);
-            passed += step.released;
-            if step.fault.is_some() {
-                return (passed, messages, step.fault);
-            }
-            if !follower.is_complete() {
-                break;
-            }
-            messages += 1;
-            follower.next_message();
+        read.extend_from_slice(&stream[begin..end.max(begin)]);
+        begin = end.max(begin);
+        if let Err(fault) = follow_on(&mut follower, &mut read, &mut messages) {
+            // What was not read yet did not pass either.
+            return (begin - read.len(), messages, Some(fault));
         }
     }
-    (passed, messages, None)
+    (begin - read.len(), messages, None)
+}
+
+/// Takes all messages that are there.
+fn follow_on(follower: &mut Follower, read: &mut BytesMut, messages: &mut usize) -> Result<(), Fault> {
+    loop {
+        let took_head = follower.head(read)?.is_some();
+        let took_body = follower.body(read)?.is_some();
+        if follower.is_complete() {
+            *messages += 1;
+            follower.next_message();
+        } else if !took_head && !took_body {
+            return Ok(());
+        }
+    }
 }
 
 /// How many complete requests hyper's server finds in a stream.
