@@ -269,7 +269,7 @@ pub struct Trailers {
 }
 
 impl Trailers {
-    /// Bytes with the last empty line, our choice; below hyper's own 16 KiB.
+    /// Bytes with the last empty line, our choice.
     const MAX_BYTES: usize = 8 << 10;
     /// Fields, our choice.
     pub const MAX_FIELDS: usize = 32;

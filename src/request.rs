@@ -200,7 +200,7 @@ async fn pass_on(
     let mut upload = Some(Upload::new(outgoing, body));
     let answered = exchange.parts.upstreams.send(&mut upload, &plan).await;
     let answer = match answered {
-        // The gate saw more of a broken body than hyper tells.
+        // The protocol saw more of a broken body than its error tells.
         Err(Refusal::BadBody) => return Err(exchange.carrier.body_fault().unwrap_or(Refusal::BadBody)),
         answered => answered?,
     };

@@ -18,7 +18,7 @@ pub struct Limits {
     /// Bytes of the head with its last empty line. Default 32 KiB, our choice: a browser with full
     /// cookie jars stays below.
     pub bytes: usize,
-    /// Number of fields. Default 100: what hyper takes without a heap allocation for each head.
+    /// Number of fields. Default 100, our choice: browsers send some twenty.
     pub fields: usize,
 }
 
@@ -372,7 +372,7 @@ fn read_method(method: &[u8]) -> Result<Method, Fault> {
 
 /// RFC 9112 3.2: the four forms of a target. Returns the authority of an absolute one.
 fn check_target(target: &[u8], at: usize, method: Method) -> Result<Option<Authority>, Fault> {
-    // hyper's own bound; beyond it hyper would answer in our place.
+    // What the URI type can hold.
     const LONGEST: usize = 65_534;
     if target.len() > LONGEST {
         return Err(Fault::TargetTooLong);

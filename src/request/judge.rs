@@ -1,4 +1,4 @@
-//! What a head alone decides: over HTTP/2 as the head gate does over HTTP/1.1, and the announced length.
+//! What a head alone decides: over HTTP/2 as `framing` does over HTTP/1.1, and the announced length.
 
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, StatusCode, Version, request};
@@ -9,7 +9,7 @@ use crate::body::Inbound;
 use crate::refusal::Refusal;
 use crate::site::policy::Limits;
 
-/// Judges what no gate has judged: a head that came over HTTP/2.
+/// Judges what `framing` has not judged: a head that came over HTTP/2.
 pub(super) fn check_http2(head: &request::Parts) -> Result<(), Refusal> {
     if head.version != Version::HTTP_2 {
         return Ok(());
