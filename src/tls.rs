@@ -137,14 +137,13 @@ where
         let error = HandshakeError::Alpn { sni, offered, ours };
         return Err((Some(stream), Refused::with_alert(error, Alert::NoApplicationProtocol)));
     }
-    let base = match policies.config(choice.policy) {
-        Ok(base) => base,
+    let config = match policies.config(choice.policy, &certificate.key) {
+        Ok(config) => config,
         Err(error) => {
             let error = HandshakeError::Protocol { sni, why: error.to_string().into() };
             return Err((Some(stream), Refused::with_alert(error, Alert::InternalError)));
         }
     };
-    let config = policies::with_certificate(&base, Arc::clone(&certificate.key));
     match StartHandshake::from_parts(accepted, Holding::new(stream)).into_stream(config).await {
         Ok(mut stream) => {
             stream.get_mut().0.settle();

@@ -136,8 +136,10 @@ where
     W: Future<Output = Response<B>>,
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
+    // Once for the connection: to begin to wait takes a lock that all workers share.
+    let mut draining = pin!(drain.reached(Phase::Draining));
     loop {
-        let (head, text) = match next(&line, &drain).await {
+        let (head, text) = match next(&line, &drain, draining.as_mut()).await {
             Some(Next::Head(head, text)) => (head, text),
             Some(Next::Fault(fault)) => return refuse(line, fault).await,
             Some(Next::Closed) | None => {
@@ -226,18 +228,16 @@ where
 }
 
 /// Waits for the next head. `None` when the edge stops before one has begun.
-async fn next<S>(line: &Line<S>, drain: &Drain) -> Option<Next>
+async fn next<S>(line: &Line<S>, drain: &Drain, mut draining: Pin<&mut impl Future<Output = ()>>) -> Option<Next>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut is_draining = false;
     let mut patience: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         if let Poll::Ready(next) = line.poll_head(cx) {
             return Poll::Ready(Some(next));
         }
-        is_draining = is_draining || draining.as_mut().poll(cx).is_ready();
+        let is_draining = drain.phase() >= Phase::Draining || draining.as_mut().poll(cx).is_ready();
         if !is_draining || line.is_in_head() {
             return Poll::Pending;
         }

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite as suite, kx_group as group};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier};
@@ -33,6 +33,8 @@ pub struct Policies {
 struct Entry {
     policy: Arc<TlsPolicy>,
     config: Arc<ServerConfig>,
+    /// What the last handshake ran on: mostly the next one's certificate is the same.
+    latest: Arc<ArcSwapOption<(Arc<CertifiedKey>, Arc<ServerConfig>)>>,
 }
 
 /// Sessions that are kept for clients of TLS 1.2 that resume by session ID (RFC 5246 7.4.1.2). All
@@ -56,7 +58,7 @@ impl Policies {
     /// When the authorities of a client-certificate policy cannot be used; nothing is lost then.
     pub fn prepare(&self, table: &SiteTable) -> Result<(), TlsError> {
         for (site, policy) in policies_of(table) {
-            self.config(policy).map_err(|error| error.for_site(&site.label))?;
+            self.entry(policy).map_err(|error| error.for_site(&site.label))?;
         }
         Ok(())
     }
@@ -70,27 +72,44 @@ impl Policies {
         self.entries.store(Arc::new(entries));
     }
 
-    /// The configuration of a policy, built now if a reload has just dropped or not yet made it.
-    pub(super) fn config(&self, policy: &Arc<TlsPolicy>) -> Result<Arc<ServerConfig>, TlsError> {
-        if let Some(config) = self.find(policy) {
-            return Ok(config);
+    /// What a single handshake runs on: the configuration of its policy, built now if a reload has just dropped or
+    /// not yet made it, with the certificate of the site whose policy was chosen, whatever is published meanwhile.
+    pub(super) fn config(
+        &self,
+        policy: &Arc<TlsPolicy>,
+        key: &Arc<CertifiedKey>,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        let entry = self.entry(policy)?;
+        if let Some(latest) = &*entry.latest.load()
+            && Arc::ptr_eq(&latest.0, key)
+        {
+            return Ok(Arc::clone(&latest.1));
         }
-        let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(config) = self.find(policy) {
-            return Ok(config);
-        }
-        let config = Arc::new(build(policy)?);
-        let mut entries = Vec::clone(&self.entries.load());
-        entries.push(Entry { policy: Arc::clone(policy), config: Arc::clone(&config) });
-        self.entries.store(Arc::new(entries));
+        let config = with_certificate(&entry.config, Arc::clone(key));
+        entry.latest.store(Some(Arc::new((Arc::clone(key), Arc::clone(&config)))));
         Ok(config)
     }
 
+    fn entry(&self, policy: &Arc<TlsPolicy>) -> Result<Entry, TlsError> {
+        if let Some(entry) = self.find(policy) {
+            return Ok(entry);
+        }
+        let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = self.find(policy) {
+            return Ok(entry);
+        }
+        let entry = Entry { policy: Arc::clone(policy), config: Arc::new(build(policy)?), latest: Arc::default() };
+        let mut entries = Vec::clone(&self.entries.load());
+        entries.push(entry.clone());
+        self.entries.store(Arc::new(entries));
+        Ok(entry)
+    }
+
     /// A linear search: an edge has a handful of policies, however many sites it has.
-    fn find(&self, policy: &Arc<TlsPolicy>) -> Option<Arc<ServerConfig>> {
+    fn find(&self, policy: &Arc<TlsPolicy>) -> Option<Entry> {
         let entries = self.entries.load();
         let same = |entry: &&Entry| Arc::ptr_eq(&entry.policy, policy) || entry.policy == *policy;
-        entries.iter().find(same).map(|entry| Arc::clone(&entry.config))
+        entries.iter().find(same).cloned()
     }
 
     /// How many distinct policies there are.
@@ -105,10 +124,8 @@ fn policies_of(table: &SiteTable) -> impl Iterator<Item = (&Arc<Site>, &Arc<TlsP
     table.sites().iter().filter_map(|site| Some((site, &site.tls.as_ref()?.policy)))
 }
 
-/// `base` with one certificate chosen: what a single handshake runs on. It shares tickets and
-/// sessions with `base`. A copy costs some pointers; in return the certificate is that of the site
-/// whose policy was chosen, whatever is published meanwhile.
-pub(super) fn with_certificate(base: &ServerConfig, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
+/// `base` with one certificate chosen. It shares tickets and sessions with `base`.
+fn with_certificate(base: &ServerConfig, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
     let mut config = base.clone();
     config.cert_resolver = Arc::new(Chosen(Some(key)));
     Arc::new(config)

@@ -69,7 +69,8 @@ def draw(lines, contenders, about):
                 out.append(label(at, y + BAR - 0.5, f"{cell.ratio:.2f}", size=10))
             y += BAR + 1
         y += GAP
-    versions = " · ".join(about["versions"].values())
+    # Once each: further builds of one program have its version.
+    versions = " · ".join(dict.fromkeys(about["versions"].values()))
     out.append(label(0, height - 22, versions, size=10, colour=FAINT))
     out.append(label(0, height - 8, f"{about['machine']} · {about['date']} · rounds: {about['rounds']}", size=10,
                      colour=FAINT))
