@@ -27,11 +27,6 @@ impl Alarm {
         }
         false
     }
-
-    /// Forgets the timer: nobody is woken any more.
-    pub fn stop(&mut self) {
-        self.0 = None;
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The one body type of the edge: what goes upstream and what comes back.
+//! The bodies that go upstream, and those of our own answers. What an endpoint sends is `forward/answer`'s.
 //!
 //! A streamed body is counted, bounded in size and in silence, and tells its `Meter` how it ended,
 //! so that a request that failed while its body was read gets the right answer. Nothing is held
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::alarm::Alarm;
 use collect::Collected;
 
-/// A body in either direction.
+/// A request body on its way upstream, or the body of an answer of ours.
 #[derive(Debug, Default)]
 pub enum Body {
     /// No body.

@@ -139,7 +139,8 @@ impl Live {
     /// Keeps a connection whose request and response are both complete.
     pub fn give_back(&self, mut link: Link, max_idle: usize) {
         let mut idle = self.idle.borrow_mut();
-        if max_idle == 0 {
+        // What came beyond a response is nobody's answer: such a connection would never be taken again.
+        if max_idle == 0 || !link.intake.read.is_empty() {
             return;
         }
         if idle.len() >= max_idle {
