@@ -12,6 +12,7 @@ pub mod control;
 pub mod drain;
 pub mod forward;
 pub mod framing;
+pub mod https;
 pub mod listen;
 pub mod policy;
 pub mod refusal;

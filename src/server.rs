@@ -514,7 +514,7 @@ pub(crate) mod tests {
             aliases: Vec::new(),
             serve_aliases: false,
             listener: ListenerId(0),
-            tls: Some(SiteTls { policy: Arc::new(policy), certificate: CertificateSource::Local }),
+            tls: Some(SiteTls { policy: Arc::new(policy), certificate: CertificateSource::Local, reuse_key: false }),
             preset: Some("openclaw"),
             attribution: Attribution::Client,
             routes: RouteTable::new(vec![Arc::new(route)]),
@@ -553,6 +553,7 @@ pub(crate) mod tests {
                 max_connections: None,
                 workers: None,
             },
+            acme: Arc::default(),
             storage: std::path::PathBuf::from("/var/lib/tidegate"),
         };
         SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("no name twice")

@@ -2,6 +2,7 @@
 //!
 //! Immutable. A request or tunnel keeps the table that it began with; `snapshot` replaces it.
 
+pub mod acme;
 pub mod policy;
 pub mod route;
 pub mod upstream;
@@ -15,6 +16,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 
 use crate::addr::{HostName, HostPattern, ListenAddr};
+use acme::AcmePolicy;
 use policy::{Attribution, CertificateSource, Networks, TlsPolicy, Trust};
 use route::RouteTable;
 
@@ -73,6 +75,8 @@ pub struct SiteTls {
     pub policy: Arc<TlsPolicy>,
     /// Where the certificate comes from.
     pub certificate: CertificateSource,
+    /// Whether a renewal keeps the key, for clients that pin it. Only for certificates from a CA.
+    pub reuse_key: bool,
 }
 
 /// Which listener: an index into `SiteTable::listeners`; 0 is the default one.
@@ -210,7 +214,9 @@ pub struct EdgeSettings {
     pub log: LogPolicy,
     /// Limits of the process.
     pub process: ProcessPolicy,
-    /// Directory of the local CA and of kept configurations.
+    /// Certificates from a CA.
+    pub acme: Arc<AcmePolicy>,
+    /// Directory of certificates, the local CA and kept configurations.
     pub storage: PathBuf,
 }
 

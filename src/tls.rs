@@ -13,6 +13,7 @@ pub mod holding;
 mod load;
 pub mod local_ca;
 mod policies;
+pub mod proofs;
 pub mod subject;
 
 use std::io;
@@ -33,7 +34,7 @@ use crate::site::{ListenerId, Site, SiteTable, UnknownSni};
 use hello::{Alert, Hello, Progress, Refused};
 use holding::Holding;
 
-pub use client::client_config;
+pub use client::{client_config, service_config};
 pub use fault::{HandshakeError, Spoke, TlsError};
 pub use load::{Loaded, TlsWarning, load_all, publish_all, withdraw_unused};
 pub use policies::{Policies, provider};

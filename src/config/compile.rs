@@ -98,7 +98,7 @@ impl Compiler<'_> {
             effective.storage(&storage);
         }
         let listeners = listeners.into_list();
-        (EdgeSettings { listeners, trust, unknown_sni, log, process, storage }, sites, effective)
+        (EdgeSettings { listeners, trust, unknown_sni, log, process, acme: Arc::default(), storage }, sites, effective)
     }
 
     /// Adds a diagnostic.

@@ -53,6 +53,7 @@ fn site_rows(site: &Site, table: &SiteTable) -> Vec<Row> {
     let (scheme, addresses) = if site.tls.is_some() { ("https", &listener.https) } else { ("http", &listener.http) };
     let to = site.routes.iter().last().map(|route| format!("-> {}", diff::destination(&route.action)));
     let certificate = site.tls.as_ref().map(|tls| match &tls.certificate {
+        CertificateSource::Acme => "certificate: acme".to_owned(),
         CertificateSource::Local => "certificate: local CA".to_owned(),
         CertificateSource::Files { cert, .. } => format!("certificate: {}", cert.display()),
     });

@@ -277,6 +277,8 @@ pub struct ClientCert {
 /// Where a site's certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum CertificateSource {
+    /// Ordered from a CA by ACME, kept under `storage`.
+    Acme,
     /// The local certificate authority under `storage`.
     Local,
     /// PEM files, watched.

@@ -53,6 +53,35 @@ pub fn client_config(tls: &EndpointTls) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// The configuration of the edge's own requests (`https.rs`): the system's authorities and further ones (DER). ALPN is
+/// the caller's.
+///
+/// # Errors
+/// When one of them cannot be used, or the system has no trust store and there are no further ones.
+pub fn service_config(further: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
+    const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+    let fault = |error: Box<dyn std::error::Error + Send + Sync>| {
+        TlsError::new("cannot use the authorities of `acme.root`", "put CA certificates in PEM form there")
+            .because(error)
+    };
+    let verifier: Arc<dyn ServerCertVerifier> = if further.is_empty() {
+        platform()?
+    } else {
+        let roots = further.iter().map(|der| CertificateDer::from(der.clone()));
+        match Verifier::new_with_extra_roots(roots, provider()) {
+            Ok(verifier) => Arc::new(verifier),
+            // A machine without a trust store: the further ones are all there is.
+            Err(_) => own_authorities(further).map_err(fault)?,
+        }
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&VERSIONS)
+        .map_err(|error| fault(error.into()))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    Ok(builder.with_no_client_auth())
+}
+
 fn own_authorities(list: &[Vec<u8>]) -> Result<Arc<dyn ServerCertVerifier>, Box<dyn std::error::Error + Send + Sync>> {
     let mut roots = RootCertStore::empty();
     for der in list {

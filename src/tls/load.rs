@@ -53,8 +53,8 @@ pub fn load_all(table: &SiteTable, certs: &CertStore) -> Result<Loaded, Vec<TlsE
                 }),
             },
             // One broken authority is one fault, however many sites use it.
-            CertificateSource::Local if is_authority_broken => continue,
-            CertificateSource::Local => opened(&mut authority, &table.edge.storage)
+            CertificateSource::Local | CertificateSource::Acme if is_authority_broken => continue,
+            CertificateSource::Local | CertificateSource::Acme => opened(&mut authority, &table.edge.storage)
                 .inspect_err(|_| is_authority_broken = true)
                 .and_then(|ca| local_ca::leaf_for(ca, site, certs, now)),
         };

@@ -48,7 +48,7 @@ pub(super) fn site(host: &str, policy: &TlsPolicy, certificate: CertificateSourc
         aliases: Vec::new(),
         serve_aliases: false,
         listener: ListenerId(0),
-        tls: Some(SiteTls { policy: Arc::new(policy.clone()), certificate }),
+        tls: Some(SiteTls { policy: Arc::new(policy.clone()), certificate, reuse_key: false }),
         preset: None,
         attribution: Attribution::Client,
         routes: RouteTable::default(),
@@ -86,6 +86,7 @@ pub(super) fn table(storage: &Path, unknown_sni: UnknownSni, sites: Vec<Site>) -
         unknown_sni,
         log,
         process,
+        acme: std::sync::Arc::default(),
         storage: storage.to_owned(),
     };
     SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("a table")

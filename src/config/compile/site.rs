@@ -243,7 +243,7 @@ impl Compiler<'_> {
                 policy
             }
         };
-        Some(Some(SiteTls { policy, certificate: certificate? }))
+        Some(Some(SiteTls { policy, certificate: certificate?, reuse_key: false }))
     }
 
     /// `tls = "off"`.
