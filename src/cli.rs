@@ -254,7 +254,11 @@ fn path(file: &FileArg) -> io::Result<PathBuf> {
 fn check(file: &FileArg, json: bool, strict: bool) -> io::Result<Exit> {
     let path = path(file)?;
     let (report, is_usable) = match config::load(&path) {
-        Ok(loaded) => (Report::from(loaded.warnings), true),
+        Ok(loaded) => {
+            let fault = loaded.storage_fault();
+            let is_usable = fault.is_none();
+            (Report::from(fault.into_iter().chain(loaded.warnings).collect::<Vec<_>>()), is_usable)
+        }
         Err(report) => (report, false),
     };
     let is_fine = is_usable && !(strict && report.count(Severity::Warning) > 0);

@@ -29,7 +29,9 @@ pub use show::Effective;
 
 use crate::addr::HostName;
 use crate::site::SiteTable;
-use report::{Code, Source};
+use crate::site::policy::CertificateSource;
+use crate::storage;
+use report::{Code, Source, Span};
 
 /// A configuration that can be put in force.
 #[derive(Clone, Debug)]
@@ -42,6 +44,34 @@ pub struct Loaded {
     pub sources: Vec<(PathBuf, String)>,
     /// Each effective value and where it came from.
     pub effective: Effective,
+    /// Where the file names `storage`, if it does.
+    storage: Option<Span>,
+}
+
+impl Loaded {
+    /// Tries a write into `storage`, when certificates from a CA are to be kept there. For `check` only: a
+    /// server serves on without it, and warns.
+    pub fn storage_fault(&self) -> Option<Diagnostic> {
+        let is_acme =
+            |site: &crate::site::Site| site.tls.as_ref().is_some_and(|tls| tls.certificate == CertificateSource::Acme);
+        if !self.table.sites().iter().any(|site| is_acme(site)) {
+            return None;
+        }
+        let directory = &self.table.edge.storage;
+        let was_there = directory.exists();
+        let probed = storage::probe(directory);
+        if !was_there {
+            // Made by whoever checks, it would be in the way of the user that serves. What is not empty stays.
+            let _ = std::fs::remove_dir(directory);
+        }
+        let (why, remedy) = storage::words(&probed.err()?);
+        let message = format!("certificates cannot be kept in \"{}\": {why}", directory.display());
+        let diagnostic = match &self.storage {
+            Some(span) => Diagnostic::at(Code::Storage, span, message),
+            None => Diagnostic::nowhere(Code::Storage, message),
+        };
+        Some(diagnostic.help(format!("{remedy}, or name another directory: storage = \"…\"")))
+    }
 }
 
 /// What a configuration is loaded from, at the start and at each reload.
@@ -151,7 +181,8 @@ fn compile(main: Source) -> Result<Loaded, Report> {
                 .iter()
                 .map(|source| (source.path.clone().unwrap_or_else(|| PathBuf::from(&source.name)), source.text.clone()))
                 .collect();
-            Ok(Loaded { table, warnings: report.into_diagnostics(), sources, effective })
+            let storage = file.and_then(|file| file.storage).map(|at| at.span);
+            Ok(Loaded { table, warnings: report.into_diagnostics(), sources, effective, storage })
         }
         None => Err(report),
     }
@@ -163,7 +194,8 @@ mod tests {
 
     use super::*;
     use crate::addr::ListenAddr;
-    use crate::site::policy::{Attribution, CertificateSource, HostPolicy};
+    use crate::site::acme::AcmePolicy;
+    use crate::site::policy::{Attribution, HostPolicy};
     use crate::site::route::{Action, Route};
     use crate::site::upstream::{Balance, EndpointAddr};
     use crate::site::{Found, Site};
@@ -340,7 +372,63 @@ mod tests {
         let internal =
             from_flags("claw.internal", "127.0.0.1:1").map_err(|r| r.to_text(false)).expect("no faults").table;
         assert_eq!(internal.sites()[0].attribution, Attribution::Client);
-        let public = from_flags("claw.example.com", "127.0.0.1:1").expect_err("no certificate");
-        assert_eq!(public.diagnostics()[0].code, Code::NoCertificate);
+        let public =
+            from_flags("claw.example.com", "127.0.0.1:1").map_err(|r| r.to_text(false)).expect("no faults").table;
+        let tls = public.sites()[0].tls.as_ref().expect("TLS");
+        assert_eq!(tls.certificate, CertificateSource::Acme, "three words are enough for a public name");
+    }
+
+    #[test]
+    fn a_name_chooses_its_certificate_unless_the_site_does() {
+        for (name, line, expected) in [
+            ("claw.example.com", "", CertificateSource::Acme),
+            ("198.51.100.7", "", CertificateSource::Acme),
+            ("2001:db8::7", "", CertificateSource::Acme),
+            ("claw.example.com", "certificate = \"local\"", CertificateSource::Local),
+            ("claw.internal", "", CertificateSource::Local),
+            ("*.internal", "", CertificateSource::Local),
+            ("gateway", "", CertificateSource::Local),
+            ("10.0.0.1", "", CertificateSource::Local),
+            ("fd00::1", "", CertificateSource::Local),
+        ] {
+            let table = table(&format!("[sites.\"{name}\"]\nupstream = \"127.0.0.1:1\"\n{line}"));
+            let tls = table.sites()[0].tls.as_ref().expect("TLS");
+            assert_eq!((&tls.certificate, tls.reuse_key), (&expected, false), "{name} {line}");
+        }
+        // A CA of one's own issues for internal names too, and may be asked for wildcards by DNS.
+        let table = table(
+            r#"
+            email = "ops@example.com"
+            [acme]
+            directory = "https://ca.internal:9000/acme/directory"
+            dns = [{ zones = ["internal"], provider = "persist", servers = ["192.0.2.1"] }]
+            [sites."*.internal"]
+            certificate = "acme"
+            reuse_key = true
+            upstream = "127.0.0.1:1"
+            "#,
+        );
+        let tls = table.sites()[0].tls.as_ref().expect("TLS");
+        assert_eq!((&tls.certificate, tls.reuse_key), (&CertificateSource::Acme, true));
+        let acme = &table.edge.acme;
+        assert_eq!((&*acme.directories[0].name, acme.directories[0].is_public), ("ca.internal:9000", false));
+        assert_eq!(acme.email.as_deref(), Some("ops@example.com"));
+        assert_eq!(acme.dns[0].servers[0].to_string(), "192.0.2.1:53");
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_docs() {
+        let written = table(&reference());
+        let minimal = table("[sites.\"gateway.internal\"]\nupstream = \"127.0.0.1:1\"");
+        assert_eq!(*minimal.edge.acme, AcmePolicy::default());
+        assert_eq!(*written.edge.acme, AcmePolicy::default());
+        assert_eq!(written.edge.process, minimal.edge.process);
+        let rule = "[acme]\ndns = [{ zones = [\"example.com\"], provider = \"persist\" }]";
+        let rule = table(&format!("{rule}\n[sites.\"a.example.com\"]\nupstream = \"127.0.0.1:1\""));
+        let documented = json_schema()["properties"]["acme"]["properties"]["dns"]["items"]["properties"]["propagation"]
+            ["default"]
+            .clone();
+        let propagation = units::display_duration(rule.edge.acme.dns[0].propagation);
+        assert_eq!(documented, propagation);
     }
 }

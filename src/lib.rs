@@ -21,5 +21,6 @@ pub mod scratch;
 pub mod server;
 pub mod site;
 pub mod snapshot;
+pub mod storage;
 pub mod tls;
 pub mod worker;

@@ -3,6 +3,9 @@
 //! Runs on even after a fault, so that one run reports everything. A key that was written but
 //! could not be read is already reported; its absence is no further fault.
 
+mod acme;
+mod certificate;
+mod dns;
 mod files;
 mod listen;
 mod route;
@@ -28,6 +31,7 @@ use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{
     AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks,
 };
+use acme::Acme;
 use listen::Listeners;
 use text::Fault;
 use upstream::Upstreams;
@@ -37,8 +41,14 @@ const LONG: Duration = Duration::from_secs(600);
 
 /// Compiles a file. `None` when the report has errors.
 pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> Option<(SiteTable, Effective)> {
-    let mut compiler =
-        Compiler { main, presets: Presets::new(), report, policies: Vec::new(), profile: TlsProfile::default() };
+    let mut compiler = Compiler {
+        main,
+        presets: Presets::new(),
+        report,
+        policies: Vec::new(),
+        profile: TlsProfile::default(),
+        acme: Acme::default(),
+    };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
         return None;
@@ -62,6 +72,7 @@ struct Compiler<'r> {
     /// Equal policies are one, so that their sites can share sessions.
     policies: Vec<Arc<TlsPolicy>>,
     profile: TlsProfile,
+    acme: Acme,
 }
 
 impl Compiler<'_> {
@@ -83,6 +94,7 @@ impl Compiler<'_> {
             Some(file::Profile::Modern) => TlsProfile::Modern,
             Some(file::Profile::Nist80052r2) => TlsProfile::Nist80052r2,
         };
+        self.acme = self.acme(file);
         let log = self.log(file.log.as_ref().map(|at| &at.value));
         let process = self.process(file.process.as_ref().map(|at| &at.value));
         if let Some(defaults) = &file.defaults {
@@ -92,13 +104,15 @@ impl Compiler<'_> {
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
         self.unused(&listeners, &upstreams);
+        self.unused_acme();
         let unknown_sni = self.unknown_sni(tls, file);
         let storage = storage(file.storage.as_ref());
         if file.storage.is_none() {
             effective.storage(&storage);
         }
         let listeners = listeners.into_list();
-        (EdgeSettings { listeners, trust, unknown_sni, log, process, acme: Arc::default(), storage }, sites, effective)
+        let acme = Arc::new(std::mem::take(&mut self.acme.policy));
+        (EdgeSettings { listeners, trust, unknown_sni, log, process, acme, storage }, sites, effective)
     }
 
     /// Adds a diagnostic.
@@ -114,7 +128,7 @@ impl Compiler<'_> {
                 let of_defaults = place.split_once("\" of ").filter(|_| at.layer == Layer::Defaults);
                 let place = of_defaults.map_or_else(|| place.to_owned(), |(key, _)| format!("{key}\" of [defaults]"));
                 // A password in a URL is not repeated.
-                let shown = match at.value.rsplit_once('@').filter(|_| code == Code::Upstream) {
+                let shown = match at.value.rsplit_once('@').filter(|_| matches!(code, Code::Upstream | Code::Url)) {
                     Some((_, host)) => {
                         self.report.hide(&at.span);
                         format!("…@{host}")

@@ -4,6 +4,10 @@
 //! reader, `tidegate schema`, `config/reference.toml` and `tidegate show` all use this description.
 //! Nothing here judges what a value means; `config/compile.rs` does.
 
+mod acme;
+
+pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
+
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
 use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
 use super::read::{At, Layer, Node, Reader, read_table};
@@ -16,17 +20,17 @@ mirror! {
     File, "the top level" {
         /// Version of this format. Only 1 exists.
         version: Count<0, 1_000_000> = default("1");
-        /// Address of whoever looks after this edge. Kept for the account of automatic
-        /// certificates, which this version does not order yet.
+        /// Mail address of whoever looks after this edge: the contact of the account at a CA, which
+        /// may write when something is wrong with certificates. Not needed.
         email: String = example("\"ops@example.com\"");
         /// Further files, relative to this one; `*` stands for any text in a file's name, and
         /// names that begin with a dot are passed over. They take the same keys; the same site or
         /// setting in two files is an error, so the order never matters.
         include: List<String> = default("[]");
-        /// Directory of the local certificate authority and of the kept configurations. Default:
-        /// `/var/lib/tidegate` as root or as a service (the service manager's state directory, if
-        /// it gives one), otherwise `tidegate` in the user's data directory. Holds private keys:
-        /// 0700.
+        /// Directory of certificates and accounts, of the local certificate authority and of the
+        /// kept configurations. Default: `/var/lib/tidegate` as root or as a service (the service
+        /// manager's state directory, if it gives one), otherwise `tidegate` in the user's data
+        /// directory. Holds private keys: 0700. Two processes may share it.
         storage: String = example("\"/var/lib/tidegate\"");
         /// Addresses that we accept on, and the deadlines of their connections.
         listen: Listen = parts;
@@ -38,6 +42,9 @@ mirror! {
         networks: Map<NetworkSource> = example("office = [\"198.51.100.0/24\", \"2001:db8:7::/48\"]");
         /// TLS towards clients, for all sites.
         tls: Tls = parts;
+        /// Certificates from a CA, for the sites with `certificate = "acme"`: ordered, renewed and
+        /// kept under `storage` by the edge itself.
+        acme: Acme = parts;
         /// What is logged, how, and where to.
         log: Log = parts;
         /// Limits of the process, and how it stops.
@@ -211,11 +218,15 @@ mirror! {
         aliases: List<String> = default("[]");
         /// Serve the aliases instead of redirecting them.
         serve_aliases: bool = default("false");
-        /// `"local"`: issued by the local certificate authority, the default for names that no
-        /// public authority can issue for (`localhost`, `.local`, `.internal`, `.home.arpa`,
-        /// `.test`, private addresses). `{ cert = "…", key = { file = "…" } }`: PEM files, watched
+        /// `"acme"`: ordered from the CA of `[acme]`, the default for public names. `"local"`: issued
+        /// by the local certificate authority, the default for names that no public authority
+        /// can issue for (`localhost`, `.local`, `.internal`, `.home.arpa`, `.test`, names without
+        /// a dot, private addresses). `{ cert = "…", key = { file = "…" } }`: PEM files, watched
         /// and swapped without a reload; `key` may also be `{ credential = "…" }`.
         certificate: Certificate = example("{ cert = \"/etc/tidegate/claw.pem\", key = { file = \"/etc/tidegate/claw.key\" } }");
+        /// Keep the private key when a certificate of `"acme"` is renewed, for clients that pin it.
+        /// Default `false`: a new key each time, so that a stolen one is of no use for long.
+        reuse_key: bool = default("false");
         /// `"off"` serves the site in cleartext on the listener's `http` addresses. Allowed on
         /// loopback addresses only, unless `cleartext = "accepted"`.
         tls: Switch = default("\"on\"");

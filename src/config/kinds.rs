@@ -29,6 +29,42 @@ impl Secret {
     }
 }
 
+/// A secret that is one line: a token, a password, a key in base64. By reference, and a text in its
+/// place is never repeated in a report.
+#[derive(Clone, Debug)]
+pub(crate) struct Token(pub(crate) Secret);
+
+impl Value for Token {
+    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
+        if node.value.get_ref().is_str() {
+            let span = reader.span(node);
+            reader.report.hide(&span);
+            let name = node.name();
+            let message = format!("\"{name}\" in {} is a secret, and stands in the file itself", reader.place());
+            reader.report.push(
+                Diagnostic::at(Code::Kind, &span, message)
+                    .label("not here: files are copied, kept and shown")
+                    .help(format!("put it into a file of mode 0600 and write {name} = {{ file = \"…\" }}"))
+                    .help(format!("or write {name} = {{ env = \"…\" }} or {name} = {{ credential = \"…\" }}")),
+            );
+            return None;
+        }
+        Secret::read(node, reader).map(Self)
+    }
+
+    fn shape() -> Shape {
+        Secret::shape()
+    }
+
+    fn fill(&mut self, far: &Self) {
+        Value::fill(&mut self.0, &far.0);
+    }
+
+    fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
+        Value::list(&self.0, path, span, layer, out);
+    }
+}
+
 mirror! {
     /// PEM files of a certificate.
     CertificateFiles, "a certificate" {
@@ -42,6 +78,8 @@ mirror! {
 /// `certificate` of a site.
 #[derive(Clone, Debug)]
 pub(crate) enum Certificate {
+    /// A CA, by ACME.
+    Acme,
     /// The local certificate authority.
     Local,
     /// PEM files.
@@ -50,8 +88,9 @@ pub(crate) enum Certificate {
 
 impl Value for Certificate {
     fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        const ADVICE: &str = "write \"local\", or { cert = \"…\", key = { file = \"…\" } }";
+        const ADVICE: &str = "write \"acme\", \"local\", or { cert = \"…\", key = { file = \"…\" } }";
         match node.value.get_ref() {
+            DeValue::String(text) if text == "acme" => Some(Self::Acme),
             DeValue::String(text) if text == "local" => Some(Self::Local),
             DeValue::Table(_) => {
                 let files: CertificateFiles = read_table(node, reader)?;
@@ -69,24 +108,22 @@ impl Value for Certificate {
             DeValue::String(text) => {
                 let span = reader.span(node);
                 let message = format!("\"certificate\" in {} cannot be \"{text}\"", reader.place());
-                let mut diagnostic = Diagnostic::at(Code::Choice, &span, message);
-                if text == "acme" {
-                    diagnostic = diagnostic.label("this version does not order certificates");
-                }
-                reader.report.push(diagnostic.help(ADVICE));
+                reader.report.push(Diagnostic::at(Code::Choice, &span, message).help(ADVICE));
                 None
             }
-            _ => reader.wrong_kind(node, "\"local\" or a table", ADVICE),
+            _ => reader.wrong_kind(node, "\"acme\", \"local\" or a table", ADVICE),
         }
     }
 
     fn shape() -> Shape {
-        Shape::OneOf(vec![Shape::Choice(&["local"]), CertificateFiles::shape()])
+        Shape::OneOf(vec![Shape::Choice(&["acme", "local"]), CertificateFiles::shape()])
     }
 
     fn list(&self, path: &str, span: &Span, layer: Layer, out: &mut Vec<Listed>) {
         match self {
-            Self::Local => out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" }),
+            Self::Acme | Self::Local => {
+                out.push(Listed { path: path.to_owned(), said: Some((span.clone(), layer)), default: "" })
+            }
             Self::Files(files) => Mirror::settings(&**files, path, out),
         }
     }

@@ -112,6 +112,12 @@ impl Reader<'_> {
             (Some("[listen]"), None) => {
                 text("name").map_or_else(|| "a listener".to_owned(), |name| format!("listener \"{name}\""))
             }
+            (Some("[acme]"), None) if self.list == "dns" => {
+                let zones = node.value.get_ref().get("zones").and_then(|zones| zones.get_ref().as_array());
+                let first = zones.and_then(|zones| zones.first()?.get_ref().as_str());
+                first.map_or_else(|| "a rule of \"dns\"".to_owned(), |zone| format!("the dns rule of \"{zone}\""))
+            }
+            (Some("[acme]"), None) => "a fallback of [acme]".to_owned(),
             (Some(parent), None) => text("path")
                 .map_or_else(|| format!("a route of {parent}"), |path| format!("route \"{path}\" of {parent}")),
         }
@@ -255,7 +261,6 @@ fn unknown_key<M: Mirror>(
 /// Keys of the format that this version does not have. Without them some would be taken for
 /// misspellings of others: `allow` is no part of `origins`.
 const LATER: &[&str] = &[
-    "acme",
     "admin",
     "allow",
     "auth",
@@ -270,7 +275,6 @@ const LATER: &[&str] = &[
     "maintenance",
     "proxy_protocol",
     "requests",
-    "reuse_key",
     "tunnels",
     "upgrade_grace",
 ];

@@ -95,9 +95,15 @@ codes! {
     Method = "C049" Error;
     /// A malformed redirect target.
     RedirectTarget = "C050" Error;
+    /// A malformed mail address.
+    Email = "C051" Error;
+    /// A malformed URL of a service that the edge asks, or one without TLS.
+    Url = "C052" Error;
+    /// A malformed address of a DNS server.
+    DnsServer = "C053" Error;
     /// A name that nothing defines.
     Undefined = "C060" Error;
-    /// A public name without a certificate.
+    /// A name that the site's certificate cannot have: its source issues none for it.
     NoCertificate = "C070" Error;
     /// A file that is missing or cannot be read.
     File = "C071" Error;
@@ -105,6 +111,10 @@ codes! {
     Content = "C072" Error;
     /// A secret that cannot be found.
     Secret = "C073" Error;
+    /// A wildcard whose certificate comes from a CA, without a DNS provider for it.
+    NeedsDns = "C074" Error;
+    /// The directory `storage` cannot be written.
+    Storage = "C075" Error;
     /// Cleartext towards clients that are not on this machine.
     Cleartext = "C080" Error;
     /// `attribution = "local"` where other people could use it.
@@ -137,6 +147,10 @@ codes! {
     KeepAlive = "C098" Warning;
     /// HSTS that browsers' preload lists will not take.
     HstsPreload = "C099" Warning;
+    /// No address for the proofs that a CA will ask for.
+    NoProof = "C100" Warning;
+    /// A key that does nothing here.
+    NoEffect = "C101" Warning;
 }
 
 /// Whether the file can be used all the same.

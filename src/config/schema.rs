@@ -156,6 +156,47 @@ fn entry(out: &mut String, key: &Key, parent: &str) {
         (Sample::Example(text), _) => writeln!(out, "# {name} = {text}"),
         (Sample::Parts, _) => Ok(()),
     };
+    if let Some(table) = table_in(&key.shape) {
+        let _ = writeln!(out, "# Its keys:");
+        inner_keys(out, table, "  ");
+    }
+}
+
+/// The table that a key may hold, alone or in a list, if its keys are documented nowhere else.
+fn table_in(shape: &Shape) -> Option<&Table> {
+    match shape {
+        // A secret is the same everywhere; the example shows it.
+        Shape::Table(table) => Some(table).filter(|table| table.keys.iter().all(|key| key.name != "credential")),
+        Shape::List(inner) => table_in(inner),
+        Shape::OneOf(shapes) => shapes.iter().find_map(table_in),
+        Shape::Text
+        | Shape::Duration
+        | Shape::Size
+        | Shape::Flag
+        | Shape::Count { .. }
+        | Shape::Choice(_)
+        | Shape::Map(_) => None,
+    }
+}
+
+/// The keys of a table that the file does not show as such, as comments.
+fn inner_keys(out: &mut String, table: &Table, indent: &str) {
+    for (index, key) in table.keys.iter().filter(|key| key.name != "why").enumerate() {
+        out.push_str(if index == 0 { "" } else { "#\n" });
+        // Infallible: a String takes everything.
+        for line in key.doc {
+            let _ = writeln!(out, "#{indent}{line}");
+        }
+        let _ = match key.sample {
+            Sample::Default(text) | Sample::Required(text) | Sample::Example(text) => {
+                writeln!(out, "#{indent} {} = {text}", key.name)
+            }
+            Sample::Parts => writeln!(out, "#{indent} {}:", key.name),
+        };
+        if let Some(table) = table_in(&key.shape) {
+            inner_keys(out, table, &format!("{indent}  "));
+        }
+    }
 }
 
 /// The doc of a key as comment lines.

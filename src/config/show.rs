@@ -74,14 +74,19 @@ impl Effective {
     }
 
     /// Adds a site: its own keys, and what it shares after all layers.
-    pub(crate) fn site(&mut self, host: &HostPattern, merged: &Shared, written: &file::Site) {
+    pub(crate) fn site(&mut self, host: &HostPattern, merged: &Shared, written: &file::Site, is_public: bool) {
         let mut listed = Vec::new();
         // The routes follow as groups of their own.
         file::Site { shared: merged.clone(), routes: None, ..written.clone() }.settings("", &mut listed);
         let mut settings: Vec<Setting> = listed.iter().map(|setting| readable(setting.path.clone(), setting)).collect();
         if written.certificate.is_none() && written.tls.as_ref().is_none_or(|at| at.value == file::Switch::On) {
-            let origin = "default for names that no public authority issues for".to_owned();
-            settings.insert(0, Setting { key: "certificate".to_owned(), value: "\"local\"".to_owned(), origin });
+            let (value, origin) = if is_public {
+                ("\"acme\"", "default for public names")
+            } else {
+                ("\"local\"", "default for names that no public authority issues for")
+            };
+            let setting = (value.to_owned(), origin.to_owned());
+            settings.insert(0, Setting { key: "certificate".to_owned(), value: setting.0, origin: setting.1 });
         }
         self.groups.push(Group { title: format!("site \"{host}\""), site: Some(host.clone()), settings });
     }

@@ -53,7 +53,10 @@ fn site_rows(site: &Site, table: &SiteTable) -> Vec<Row> {
     let (scheme, addresses) = if site.tls.is_some() { ("https", &listener.https) } else { ("http", &listener.http) };
     let to = site.routes.iter().last().map(|route| format!("-> {}", diff::destination(&route.action)));
     let certificate = site.tls.as_ref().map(|tls| match &tls.certificate {
-        CertificateSource::Acme => "certificate: acme".to_owned(),
+        CertificateSource::Acme => {
+            let first = table.edge.acme.directories.first();
+            format!("certificate: {}", first.map_or("acme", |directory| &directory.name))
+        }
         CertificateSource::Local => "certificate: local CA".to_owned(),
         CertificateSource::Files { cert, .. } => format!("certificate: {}", cert.display()),
     });
@@ -130,6 +133,18 @@ mod tests {
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(text(&source, &table, Duration::from_millis(41)), expected);
+    }
+
+    #[test]
+    fn a_certificate_from_a_ca_needs_no_note() {
+        let mut site = crate::server::tests::site("claw.example.com");
+        if let Some(tls) = &mut site.tls {
+            tls.certificate = CertificateSource::Acme;
+        }
+        let table = crate::server::tests::table_of(vec![site]);
+        let text = text(&Input::File("t.toml".into()), &table, Duration::ZERO);
+        assert!(text.contains("https://claw.example.com ") && text.contains("certificate: letsencrypt\n"), "{text}");
+        assert!(!text.contains("local CA"), "{text}");
     }
 
     #[test]

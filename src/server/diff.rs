@@ -51,6 +51,7 @@ fn process_changes(old: &SiteTable, new: &SiteTable) -> Vec<String> {
     let parts = [
         ("trust", differ(&old.edge.trust, &new.edge.trust)),
         ("unknown_sni", differ(&old.edge.unknown_sni, &new.edge.unknown_sni)),
+        ("acme", old.edge.acme != new.edge.acme),
         ("log", old.edge.log != new.edge.log),
         ("process", old.edge.process != new.edge.process),
         ("storage", old.edge.storage != new.edge.storage),
@@ -69,11 +70,13 @@ fn differ(old: &impl Debug, new: &impl Debug) -> bool {
 fn site_changes(old: &Site, new: &Site) -> Vec<String> {
     let tls = |site: &Site| site.tls.as_ref().map(|tls| tls.policy.clone());
     let certificate = |site: &Site| site.tls.as_ref().map(|tls| tls.certificate.clone());
+    let reuse_key = |site: &Site| site.tls.as_ref().is_some_and(|tls| tls.reuse_key);
     let mut changes: Vec<String> = [
         ("aliases", differ(&(&old.aliases, old.serve_aliases), &(&new.aliases, new.serve_aliases))),
         ("listen", old.listener != new.listener),
         ("tls", tls(old) != tls(new)),
         ("certificate", certificate(old) != certificate(new)),
+        ("reuse_key", reuse_key(old) != reuse_key(new)),
         ("attribution", old.attribution != new.attribution),
     ]
     .into_iter()
@@ -174,6 +177,7 @@ mod tests {
 
     use super::*;
     use crate::server::tests::{site, table_of};
+    use crate::site::acme::AcmePolicy;
 
     #[test]
     fn a_reload_says_what_it_changed() {
@@ -203,7 +207,9 @@ mod tests {
         let mut new = old.clone();
         new.edge.process.grace = Duration::from_secs(1);
         new.edge.trust.proxies.unix = true;
-        assert_eq!(summary(&old, &new), "~ trust, ~ process");
+        let acme = AcmePolicy { email: Some("ops@example.com".into()), ..AcmePolicy::default() };
+        new.edge.acme = Arc::new(acme);
+        assert_eq!(summary(&old, &new), "~ trust, ~ acme, ~ process");
     }
 
     #[test]

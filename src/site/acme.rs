@@ -37,7 +37,7 @@ pub struct AcmePolicy {
 /// One ACME server (RFC 8555 7.1.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
-    /// What the operator calls it: `letsencrypt`, or the URL's host.
+    /// What the operator calls it: `letsencrypt`, or the URL's host, with its port if it says one.
     pub name: Box<str>,
     /// Its URL: `https`, or `http` on loopback.
     pub url: Box<str>,
@@ -242,17 +242,23 @@ impl Directory {
 impl AcmePolicy {
     /// The provider that writes the zone of a name: the one of the longest zone.
     pub fn dns_rule(&self, name: &HostPattern) -> Option<&DnsRule> {
+        self.longest_zone(name).map(|(rule, _)| rule)
+    }
+
+    /// The zone by which that provider has the name.
+    pub fn dns_zone(&self, name: &HostPattern) -> Option<&HostName> {
+        self.longest_zone(name).map(|(_, zone)| zone)
+    }
+
+    fn longest_zone(&self, name: &HostPattern) -> Option<(&DnsRule, &HostName)> {
         if name.name().ip().is_some() {
             return None;
         }
-        let best = |rule: &DnsRule| {
-            rule.zones.iter().filter(|zone| is_within(name.name(), zone)).map(|z| z.as_str().len()).max()
-        };
         self.dns
             .iter()
-            .filter_map(|rule| Some((best(rule)?, rule)))
-            .max_by_key(|(length, _)| *length)
-            .map(|(_, rule)| rule)
+            .flat_map(|rule| rule.zones.iter().map(move |zone| (rule, zone)))
+            .filter(|(_, zone)| is_within(name.name(), zone))
+            .max_by_key(|(_, zone)| zone.as_str().len())
     }
 }
 

@@ -34,7 +34,8 @@ const TABLE: &[Row] = &[
     (1, "site/policy", &["words"]),
     (1, "site/upstream", &["words"]),
     (1, "snapshot", &["site"]),
-    (2, "config", &["words", "config/", "site"]),
+    (1, "storage", &[]),
+    (2, "config", &["words", "config/", "site", "site/policy", "storage"]),
     (2, "config/units", &[]),
     (2, "config/report", &[]),
     // Reading a file: one group, whose parts know one another as types and their readers do.
@@ -45,8 +46,17 @@ const TABLE: &[Row] = &[
     (
         2,
         "config/file",
-        &["config/kinds", "config/mirror", "config/read", "config/report", "config/units", "config/values"],
+        &[
+            "config/file/",
+            "config/kinds",
+            "config/mirror",
+            "config/read",
+            "config/report",
+            "config/units",
+            "config/values",
+        ],
     ),
+    (2, "config/file/acme", &["config/kinds", "config/mirror", "config/read", "config/report", "config/values"]),
     (2, "config/disk", &["config/report"]),
     (
         2,
@@ -57,6 +67,9 @@ const TABLE: &[Row] = &[
     (2, "config/schema", &["config/file", "config/mirror", "config/read"]),
     (2, "config/show", &["words", "config/compile/text", "config/file", "config/mirror", "config/read"]),
     (2, "config/compile", &["words", "config/", "site", "site/"]),
+    (2, "config/compile/acme", &["words", "config/", "site", "site/"]),
+    (2, "config/compile/certificate", &["words", "config/", "site", "site/"]),
+    (2, "config/compile/dns", &["words", "config/", "site", "site/"]),
     (2, "config/compile/files", &["words", "config/", "site", "site/"]),
     (2, "config/compile/listen", &["words", "config/", "site", "site/"]),
     (2, "config/compile/route", &["words", "config/", "site", "site/"]),

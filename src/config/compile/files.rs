@@ -145,6 +145,18 @@ impl Compiler<'_> {
         Some(bytes)
     }
 
+    /// Reads a secret that is one line of visible ASCII characters; a line end at its end is not part of it.
+    pub(super) fn secret_line(&mut self, at: &At<Secret>, place: &str) -> Option<String> {
+        let bytes = self.secret(at, place)?;
+        let line = String::from_utf8(bytes).ok().map(|text| text.trim_end().to_owned());
+        let line = line.filter(|line| !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_graphic()));
+        if line.is_none() {
+            let message = format!("the secret in {place} is not one line of visible characters");
+            self.push(Diagnostic::at(Code::Content, &at.span, message).help("put the secret there, and nothing else"));
+        }
+        line
+    }
+
     /// Reads a secret that becomes a header value; a line end at its end is not part of it.
     pub(super) fn secret_header(&mut self, at: &At<Secret>, place: &str) -> Option<HeaderValue> {
         let bytes = self.secret(at, place)?;

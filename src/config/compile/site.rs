@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use http::Method;
 
+use super::certificate::default_source;
 use super::listen::Listeners;
 use super::route::{Parts, has_action, has_broken_action, layered};
 use super::text::{self, Fault};
 use super::upstream::Upstreams;
 use super::{Compiler, list};
-use crate::addr::{HostName, HostPattern, ListenAddr};
+use crate::addr::{HostPattern, ListenAddr};
 use crate::config::file::{self, File, Shared};
-use crate::config::kinds::{Certificate, Wanted};
+use crate::config::kinds::Wanted;
 use crate::config::preset;
 use crate::config::read::{At, nearest};
 use crate::config::report::{Code, Diagnostic, Span};
@@ -22,13 +23,13 @@ use crate::site::route::{Condition, Route, RouteTable};
 use crate::site::{ListenerId, Site, SiteTls};
 
 /// One site while it is compiled.
-struct Draft<'f> {
-    name: &'f At<String>,
-    written: &'f file::Site,
-    host: HostPattern,
+pub(super) struct Draft<'f> {
+    pub(super) name: &'f At<String>,
+    pub(super) written: &'f file::Site,
+    pub(super) host: HostPattern,
     /// Without those that have faults.
-    aliases: Vec<(HostPattern, &'f At<String>)>,
-    place: String,
+    pub(super) aliases: Vec<(HostPattern, &'f At<String>)>,
+    pub(super) place: String,
 }
 
 impl Compiler<'_> {
@@ -218,12 +219,12 @@ impl Compiler<'_> {
             Some(at) => Some(self.client_cert(at, place)?),
             None => id.and_then(|id| listeners.client_cert(id).cloned()),
         };
-        let certificate = self.certificate(draft);
+        let certificate = self.certificate(draft, id, listeners);
         let alpn = self.alpn(written, place);
         let id = id?;
         let listener = listeners.listener(id);
         let which = listener.name.as_ref().map_or_else(|| "[listen]".to_owned(), |name| format!("listener \"{name}\""));
-        if written.tls.as_ref().is_some_and(|at| at.value == file::Switch::Off) {
+        if draft.is_cleartext() {
             self.cleartext(draft, listener, &which, listeners.has_faults);
             return Some(None);
         }
@@ -243,7 +244,8 @@ impl Compiler<'_> {
                 policy
             }
         };
-        Some(Some(SiteTls { policy, certificate: certificate?, reuse_key: false }))
+        let reuse_key = written.reuse_key.as_ref().is_some_and(|at| at.value);
+        Some(Some(SiteTls { policy, certificate: certificate?, reuse_key }))
     }
 
     /// `tls = "off"`.
@@ -269,33 +271,6 @@ impl Compiler<'_> {
             self.push(Diagnostic::at(Code::Cleartext, &at.span, message).label("not a loopback address").help(
                 "remove the line, or listen on 127.0.0.1 only, or accept the danger with cleartext = \"accepted\"",
             ));
-        }
-    }
-
-    /// `certificate`, or its default.
-    fn certificate(&mut self, draft: &Draft<'_>) -> Option<CertificateSource> {
-        match draft.written.certificate.as_ref().map(|at| &at.value) {
-            Some(Certificate::Local) => Some(CertificateSource::Local),
-            Some(Certificate::Files(files)) => self.certificate_files(files, &draft.place),
-            None => {
-                let is_off = draft.written.tls.as_ref().is_some_and(|at| at.value == file::Switch::Off);
-                let aliases = draft.aliases.iter().map(|(pattern, alias)| (pattern, *alias));
-                let public = std::iter::once((&draft.host, draft.name))
-                    .chain(aliases)
-                    .find(|(pattern, _)| !is_internal(pattern));
-                let Some((pattern, at)) = public.filter(|_| !is_off) else {
-                    return Some(CertificateSource::Local);
-                };
-                if !draft.written.broken.contains(&"certificate") {
-                    self.push(
-                        Diagnostic::at(Code::NoCertificate, &at.span, format!("{} has no certificate for \"{pattern}\"", draft.place))
-                            .label("a public name")
-                            .help("add certificate = { cert = \"/etc/tidegate/claw.pem\", key = { file = \"/etc/tidegate/claw.key\" } }")
-                            .help("or certificate = \"local\", which only machines accept that trust the local authority"),
-                    );
-                }
-                None
-            }
         }
     }
 
@@ -338,7 +313,7 @@ impl Compiler<'_> {
         let chosen = |route: Option<&Shared>| chosen_preset(route, own, defaults);
         let preset = chosen(None);
         let merged = layered(&[own, self.presets.settings(preset), defaults]);
-        effective.site(host, &merged, written);
+        effective.site(host, &merged, written, default_source(draft) == CertificateSource::Acme);
         let parts = Parts { shared: &merged, prefix: "", place, is_gateway: preset == file::Preset::Openclaw };
         let site_route = self.route(Condition::default(), &parts, upstreams);
         let mut is_whole = site_route.is_some() || !has_action(&merged);
@@ -459,15 +434,6 @@ impl Compiler<'_> {
         }
         headers.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
         Some(Condition { prefix, methods, headers, upgrade: route.upgrade.as_ref().map(|at| at.value) })
-    }
-}
-
-/// True when no public authority can issue for any name of the pattern.
-fn is_internal(pattern: &HostPattern) -> bool {
-    match pattern {
-        HostPattern::Exact(name) => name.is_internal(),
-        // `*.internal` is about the names below: `internal` alone has no suffix to judge by.
-        HostPattern::Wildcard(name) => HostName::parse(&format!("a.{name}")).is_ok_and(|name| name.is_internal()),
     }
 }
 

@@ -23,12 +23,12 @@ pub(crate) struct Fault {
 }
 
 /// A fault without advice.
-fn fault(what: impl Into<String>) -> Fault {
+pub(crate) fn fault(what: impl Into<String>) -> Fault {
     Fault { what: what.into(), help: None }
 }
 
 /// A fault with advice.
-fn fault_help(what: impl Into<String>, help: impl Into<String>) -> Fault {
+pub(crate) fn fault_help(what: impl Into<String>, help: impl Into<String>) -> Fault {
     Fault { what: what.into(), help: Some(help.into()) }
 }
 
