@@ -140,6 +140,9 @@ fn authorization_for(world: &World, order: usize, account: usize, identifier: &I
     if has_dns {
         kinds.extend([checks::DNS_01, checks::DNS_PERSIST_01]);
     }
+    if let Some((_, only)) = world.options.offer.iter().find(|(name, _)| *name == identifier.text()) {
+        kinds.retain(|kind| kind == only);
+    }
     let challenge = |kind| {
         // All of an authorization's challenges could share a token; each having its own finds clients that mix them up.
         let token = if kind == checks::DNS_PERSIST_01 { String::new() } else { encode(&random::<24>()) };

@@ -107,8 +107,8 @@ async fn accept(world: Arc<World>, listener: TcpListener, address: SocketAddr, t
             (None, true) => faults.changed().await.expect("the world has the sender"),
             (Some(open), false) => tokio::select! {
                 accepted = open.accept() => {
-                    let (stream, _) = accepted.expect("descriptors for a test's clients");
-                    tokio::spawn(serve(Arc::clone(&world), stream, tls.clone()));
+                    let (stream, peer) = accepted.expect("descriptors for a test's clients");
+                    tokio::spawn(serve(Arc::clone(&world), stream, peer, tls.clone()));
                 }
                 changed = faults.changed() => changed.expect("the world has the sender"),
             },
@@ -117,9 +117,9 @@ async fn accept(world: Arc<World>, listener: TcpListener, address: SocketAddr, t
 }
 
 /// One connection.
-async fn serve(world: Arc<World>, stream: TcpStream, tls: TlsAcceptor) {
+async fn serve(world: Arc<World>, stream: TcpStream, peer: SocketAddr, tls: TlsAcceptor) {
     if world.fault().is_some_and(|fault| fault.fault == Kind::Down) {
-        let entry = json!({"time": unix_millis(), "method": null, "kind": "connection", "fault": "down"});
+        let entry = json!({"time": unix_millis(), "peer": peer, "method": null, "kind": "connection", "fault": "down"});
         world.book().log.push(entry);
         // The RST of a port that nobody listens on, as near as an open port comes to it.
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
@@ -129,13 +129,17 @@ async fn serve(world: Arc<World>, stream: TcpStream, tls: TlsAcceptor) {
     let Ok(stream) = tls.accept(stream).await else { return };
     let service = service_fn(move |request| {
         let world = Arc::clone(&world);
-        async move { exchange(&world, request).await }
+        async move { exchange(&world, peer, request).await }
     });
     let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// One request: fault, answer, log. An error drops the connection.
-async fn exchange(world: &Arc<World>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, io::Error> {
+async fn exchange(
+    world: &Arc<World>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, io::Error> {
     let began = Instant::now();
     let time = unix_millis();
     let (head, body) = request.into_parts();
@@ -143,7 +147,7 @@ async fn exchange(world: &Arc<World>, request: Request<Incoming>) -> Result<Resp
     let route = Route::parse(&path);
     let body = Limited::new(body, LARGEST).collect().await.map_err(io::Error::other)?.to_bytes();
     let kind = route.kind();
-    let mut note = json!({"time": time, "method": head.method.as_str(), "kind": kind});
+    let mut note = json!({"time": time, "peer": peer, "method": head.method.as_str(), "kind": kind});
     note["names"] = mentioned(world, &route, &body);
     let fault = world.fault().filter(|fault| fault.is_at(kind));
     let early = match &fault {

@@ -52,6 +52,9 @@ pub(crate) struct Options {
     /// A profile and the lifetime of its certificates, written NAME=LIFETIME
     #[arg(long, value_parser = profile)]
     pub(crate) profile: Vec<(String, Duration)>,
+    /// The one challenge that is offered for a name, written NAME=TYPE
+    #[arg(long, value_parser = offer)]
+    pub(crate) offer: Vec<(String, String)>,
     /// Offer no renewal information
     #[arg(long)]
     pub(crate) no_ari: bool,
@@ -117,6 +120,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 fn profile(text: &str) -> Result<(String, Duration), String> {
     let (name, lifetime) = text.split_once('=').ok_or("write NAME=LIFETIME")?;
     Ok((name.to_owned(), duration(lifetime)?))
+}
+
+fn offer(text: &str) -> Result<(String, String), String> {
+    let (name, kind) = text.split_once('=').ok_or("write NAME=TYPE")?;
+    Ok((name.to_owned(), kind.to_owned()))
 }
 
 fn window(text: &str) -> Result<(f64, f64), String> {
