@@ -1,9 +1,11 @@
 //! The control port, for the test that started the authority:
 //! `PUT` and `DELETE /fault`, `PUT /lifetime {"lifetime":"60s"}`, `PUT /clock {"ahead":"3d"}`,
 //! `PUT /ari {"serial":"…","start":UNIX,"end":UNIX}`, `GET /log` and `GET /issued` (one JSON document a line).
+//! `GET /log?after=N` gives the entries after the first N, and waits a while if there is none yet.
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -41,6 +43,9 @@ struct Window {
     end: i64,
 }
 
+/// How long a request for news waits.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 pub(crate) async fn accept(world: Arc<World>, listener: TcpListener) {
     loop {
         let (stream, _) = listener.accept().await.expect("descriptors for a test's clients");
@@ -55,6 +60,14 @@ pub(crate) async fn accept(world: Arc<World>, listener: TcpListener) {
 
 async fn exchange(world: &World, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
+    let after = head.uri.query().and_then(|query| query.strip_prefix("after=")).and_then(|after| after.parse().ok());
+    if let Some(after) = after {
+        let mut entries = world.entries.subscribe();
+        // Nothing new is an answer too: whoever waits has a bound of his own.
+        let _ = tokio::time::timeout(PATIENCE, entries.wait_for(|count| *count > after)).await;
+        let text = lines(world.book().log.iter().skip(after).cloned());
+        return Ok(Response::new(Full::from(text)));
+    }
     let answer = match body.collect().await {
         Ok(body) => control(world, &head.method, head.uri.path(), &body.to_bytes()),
         Err(error) => Err(error.to_string()),

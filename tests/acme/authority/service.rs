@@ -120,7 +120,7 @@ async fn accept(world: Arc<World>, listener: TcpListener, address: SocketAddr, t
 async fn serve(world: Arc<World>, stream: TcpStream, peer: SocketAddr, tls: TlsAcceptor) {
     if world.fault().is_some_and(|fault| fault.fault == Kind::Down) {
         let entry = json!({"time": unix_millis(), "peer": peer, "method": null, "kind": "connection", "fault": "down"});
-        world.book().log.push(entry);
+        world.note(entry);
         // The RST of a port that nobody listens on, as near as an open port comes to it.
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         return;
@@ -159,7 +159,7 @@ async fn exchange(
     }
     let (answer, retry_after_problem) = match early {
         Early::Drop | Early::Never => {
-            world.book().log.push(note);
+            world.note(note);
             if matches!(early, Early::Never) {
                 pending::<Infallible>().await;
             }
@@ -167,7 +167,7 @@ async fn exchange(
         }
         Early::Page => {
             note["status"] = 200.into();
-            world.book().log.push(note);
+            world.note(note);
             let page = "<!doctype html><title>Maintenance</title><p>We will be back soon.";
             let mut response = Response::new(Full::from(page));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
@@ -190,7 +190,7 @@ async fn exchange(
     }
     note["status"] = response.status().as_u16().into();
     note["seconds"] = began.elapsed().as_secs_f64().into();
-    world.book().log.push(note);
+    world.note(note);
     Ok(response)
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
+use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -74,18 +75,27 @@ pub(crate) struct World {
     pub(crate) pki: Pki,
     pub(crate) resolver: Option<TokioResolver>,
     pub(crate) fault: watch::Sender<Option<Fault>>,
+    /// How many entries the log has.
+    pub(crate) entries: watch::Sender<usize>,
     book: Mutex<Book>,
 }
 
 impl World {
     pub(crate) fn new(options: Options, base: String, pki: Pki, resolver: Option<TokioResolver>) -> Self {
         let book = Mutex::new(Book::new(options.lifetime));
-        Self { options, base, pki, resolver, fault: watch::Sender::new(None), book }
+        Self { options, base, pki, resolver, fault: watch::Sender::new(None), entries: watch::Sender::new(0), book }
     }
 
     /// All that is remembered; never held across a wait.
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().expect("a part that panicked ended the program")
+    }
+
+    /// One more entry of the log.
+    pub(crate) fn note(&self, entry: Value) {
+        let mut book = self.book();
+        book.log.push(entry);
+        self.entries.send_replace(book.log.len());
     }
 
     /// The authority's own clock: it may be ahead of the machine's.
