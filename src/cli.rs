@@ -3,6 +3,7 @@
 //! Exit: 0 fine, 1 could not run, 2 wrong input. What a command is asked for goes to standard
 //! output, complaints to standard error; colours only where a terminal is.
 
+mod certs;
 pub mod trust;
 
 use std::io::{self, Write};
@@ -54,6 +55,11 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors
     Schema,
+    /// Certificates: list, renew, revoke, fingerprints, accounts
+    Certs {
+        #[command(subcommand)]
+        command: certs::Command,
+    },
     /// Make this machine trust the local certificate authority
     Trust {
         #[command(flatten)]
@@ -167,6 +173,7 @@ fn execute(command: Command) -> io::Result<Exit> {
             io::stdout().lock().write_all(&script)?;
             Ok(Exit::Fine)
         }
+        Command::Certs { command } => certs::certs(&command),
         Command::Trust { file, export } => trust(&file, export.as_deref()),
         Command::Rollback { list, choice, file, storage } => rollback(&file, storage.as_deref(), list, choice),
         Command::Man { command } => man(command.as_deref()),

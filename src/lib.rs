@@ -2,6 +2,7 @@
 //! WebSockets. `ARCHITECTURE.md` has the picture; `connection` and `request` are the two stories.
 
 pub mod access_log;
+pub mod acme;
 pub mod addr;
 pub mod alarm;
 pub mod body;

@@ -18,13 +18,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::LOCATION;
+use http::header::{CONTENT_TYPE, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 
 use crate::access_log::AccessLog;
-use crate::addr::{ListenAddr, PeerAddr};
+use crate::addr::{HostBuffer, ListenAddr, PeerAddr};
 use crate::body::collect::{CollectError, collect};
 use crate::body::{Body, BodyError, Inbound, Meter, Stream};
 use crate::drain::Drain;
@@ -37,6 +37,7 @@ use crate::site::route::{Action, Forward, NoRoute, Route};
 use crate::site::{Role, Site, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::tls::TlsFacts;
+use crate::tls::proofs::{ProofBoard, WELL_KNOWN};
 use exchange::Exchange;
 use host::RequestHost;
 use outgoing::outgoing_head;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub drain: Drain,
     /// Where records go.
     pub log: AccessLog,
+    /// What a CA may ask for.
+    pub proofs: Arc<ProofBoard>,
     /// This worker's connections to endpoints.
     pub upstreams: Upstreams,
 }
@@ -122,6 +125,9 @@ async fn answer(
 
     let upgrade = Upgrade::wanted(head)?;
     let host = RequestHost::of(head)?;
+    if let Some(proof) = proof(exchange, head, &host) {
+        return Ok(Reply::own(proof)); // before routing: no rule of a site may hide it
+    }
     let found = host.place(&exchange.connection, table)?;
     let site = Arc::clone(found.site);
     exchange.site = Some(Arc::clone(&site));
@@ -172,6 +178,19 @@ async fn answer(
         }
         Action::Forward(forward) => pass_on(exchange, head, incoming, &host, &route, forward, upgrade).await,
     }
+}
+
+/// The answer to a CA that looks for a proof of an order that runs (RFC 8555 8.3).
+fn proof(exchange: &Exchange, head: &request::Parts, host: &RequestHost) -> Option<Response<Body>> {
+    let path = head.uri.path();
+    if !path.starts_with(WELL_KNOWN) || !matches!(head.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let mut buffer = HostBuffer::new();
+    let name = buffer.normalise(host.name()).ok()?;
+    let mut response = Response::new(Body::full(exchange.parts.proofs.http01(name, path)?));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    Some(response)
 }
 
 /// Sends the request upstream and makes the endpoint's response ready for the client.

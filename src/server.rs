@@ -15,6 +15,7 @@ mod log;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access_log::{self, AccessLog};
+use crate::acme;
 use crate::config::report::Report;
 use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
@@ -32,6 +34,7 @@ use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
+use crate::storage;
 use crate::tls::certs::CertStore;
 use crate::tls::{self, Policies};
 use crate::worker::{Ended, Parts, Worker};
@@ -82,7 +85,7 @@ impl Server {
         log.configure(&loaded.table.edge.log);
         warn_of(&loaded, &log);
         let certs = Arc::new(CertStore::new());
-        let policies = Arc::new(Policies::new(certs.clone()));
+        let policies = Arc::new(Policies::new(certs.clone(), Arc::default()));
         let certificates = prepare(&loaded.table, &certs, &policies).await?;
         let limit = connection_limit(&loaded.table.edge.process, machine.descriptors);
         let workers = worker_count(&loaded.table.edge.process);
@@ -207,7 +210,9 @@ impl Server {
         let (connections, tunnels) = self.open_work();
         let sites = counted(current.table.sites().len(), "site");
         let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
-        format!("generation {}, {sites}, {connections}, {tunnels}", current.number)
+        let ending = acme::alert::ending(&self.certs, current.table.edge.acme.alert_before, OffsetDateTime::now_utc());
+        let ending = ending.map(|text| format!(", {text}")).unwrap_or_default();
+        format!("generation {}, {sites}, {connections}, {tunnels}{ending}", current.number)
     }
 
     /// True when every worker answers within this time.
@@ -313,6 +318,15 @@ impl Server {
         supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
         let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+        let (events, inbox) = acme::event::queue();
+        let snapshot = self.parts.snapshot.clone();
+        supervise("events", move || acme::event::tell_all(inbox.clone(), snapshot.clone()));
+        let (certs, snapshot, alerts) = (self.certs.clone(), self.parts.snapshot.clone(), events.clone());
+        supervise("alerts", move || acme::alert::watch(certs.clone(), snapshot.clone(), alerts.clone()));
+        let proofs = self.parts.policies.proofs().clone();
+        let shared = acme::Shared::new(self.certs.clone(), proofs, self.parts.snapshot.clone(), events);
+        let shared = Arc::new(shared);
+        supervise("certificates", move || acme::keep_all(shared.clone()));
     }
 
     /// Keeps the configuration in force. A storage that cannot be written is no reason to stop.
@@ -385,7 +399,24 @@ async fn prepare(table: &SiteTable, certs: &Arc<CertStore>, policies: &Policies)
         tracing::warn!(event = "certificate", site = %warning.site, "{}", warning.text);
     }
     policies.prepare(table).map_err(|fault| StartError::Tls(vec![fault]))?;
+    if table.sites().iter().any(|site| acme::keeper::is_from_ca(site)) {
+        let directory = table.edge.storage.clone();
+        off_thread(tokio::task::spawn_blocking(move || warn_of_storage(&directory))).await?;
+    }
     Ok(loaded)
+}
+
+/// Says loudly that certificates cannot be kept. What is there is served all the same, so this is no reason to stop.
+fn warn_of_storage(directory: &Path) {
+    let Err(error) = storage::probe(directory) else { return };
+    let (why, help) = storage::words(&error);
+    let place = directory.display();
+    tracing::error!(
+        event = "storage",
+        directory = %place,
+        help,
+        "cannot write in {place}: {why}: no certificate is ordered or renewed until that is mended; what is there is served"
+    );
 }
 
 /// The result of blocking work; a panic there is a fault of ours and fails only what asked for it.

@@ -1,19 +1,44 @@
-//! The directory `storage`: can it be written? Only a real write tells: permissions, mounts, quotas
-//! and sandboxes each say no in their own place.
+//! Private files under the directory `storage`: whole or not there, readable by their owner only; and whether it can be
+//! written at all. Only a real write tells: permissions, mounts, quotas and sandboxes each say no in their own place.
 //!
 //! What is kept there belongs to others (the local authority, ACME, the history).
 
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
+
+/// Makes a directory and those above it, for the owner only: 0700, whatever the umask says.
+///
+/// # Errors
+/// When the system refuses it.
+pub fn private_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// Writes a file that is there whole or not at all, also after a power cut: 0600.
+///
+/// # Errors
+/// When the system refuses it; what was there before is still there.
+pub fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // Mode 0600 is what tempfile creates with.
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(directory.join(name)).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
 
 /// Makes the directory if it is missing (0700), and writes, syncs and removes a small file in it.
 ///
 /// # Errors
 /// When any of that fails; `words` says it plainly.
 pub fn probe(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    private_directory(directory)?;
     let mut file = tempfile::Builder::new().prefix(".probe-").tempfile_in(directory)?;
     // As large as a certificate with its chain: an empty file fits on a full disk.
     file.write_all(&[b'\n'; 8192])?;
@@ -40,8 +65,6 @@ pub fn words(error: &io::Error) -> (String, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]

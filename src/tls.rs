@@ -10,6 +10,7 @@ pub mod fault;
 pub mod files;
 mod hello;
 pub mod holding;
+pub mod kept;
 mod load;
 pub mod local_ca;
 mod policies;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 use rustls::server::ClientHello;
 use rustls::{CertificateError, CipherSuite, PeerIncompatible, ProtocolVersion, ServerConnection};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
@@ -33,10 +34,11 @@ use crate::site::policy::{Alpn, TlsPolicy};
 use crate::site::{ListenerId, Site, SiteTable, UnknownSni};
 use hello::{Alert, Hello, Progress, Refused};
 use holding::Holding;
+use proofs::ProofBoard;
 
 pub use client::{client_config, service_config};
 pub use fault::{HandshakeError, Spoke, TlsError};
-pub use load::{Loaded, TlsWarning, load_all, publish_all, withdraw_unused};
+pub use load::{Loaded, TlsWarning, load_all, of_acme_site, patterns, publish_all, withdraw_unused};
 pub use policies::{Policies, provider};
 
 /// A finished handshake.
@@ -123,6 +125,9 @@ where
     let sni: Option<Box<str>> = client_hello.server_name().map(Into::into);
     progress.sni.clone_from(&sni);
 
+    if is_validation(&client_hello) {
+        return Err(show_proof(accepted, stream, sni, policies.proofs()).await);
+    }
     let Some(choice) = Choice::make(table, listener, sni.as_deref(), local) else {
         let error = HandshakeError::UnknownName { sni, local, sites: some_names(table, listener) };
         return Err((Some(stream), Refused::with_alert(error, Alert::UnrecognizedName)));
@@ -152,6 +157,39 @@ where
             Ok(Handshake { stream, facts: Rc::new(facts) })
         }
         Err(error) => Err((None, explain(&error, sni, &raw, choice.policy).into())),
+    }
+}
+
+/// True when a CA asks for a proof: such a client offers this protocol and no other (RFC 8737 3).
+fn is_validation(hello: &ClientHello<'_>) -> bool {
+    hello.alpn().is_some_and(|mut offered| offered.next() == Some(proofs::ACME_TLS) && offered.next().is_none())
+}
+
+/// Shows a CA the proof for a name, if one is up. The deadline of all handshakes bounds this one too.
+async fn show_proof<S>(
+    accepted: rustls::server::Accepted,
+    stream: S,
+    sni: Option<Box<str>>,
+    board: &ProofBoard,
+) -> (Option<S>, Refused)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(key) = sni.as_deref().and_then(|name| board.tls_alpn01(name)) else {
+        let error = HandshakeError::Validation { sni, is_answered: false };
+        return (Some(stream), Refused::with_alert(error, Alert::UnrecognizedName));
+    };
+    let config = match policies::proof_config(key) {
+        Ok(config) => config,
+        Err(error) => return (None, HandshakeError::Protocol { sni, why: error.to_string().into() }.into()),
+    };
+    match StartHandshake::from_parts(accepted, stream).into_stream(config).await {
+        Ok(mut stream) => {
+            // RFC 8737 3: nothing is said after the handshake. Whoever looked may be gone already.
+            let _ = stream.shutdown().await;
+            (None, HandshakeError::Validation { sni, is_answered: true }.into())
+        }
+        Err(error) => (None, HandshakeError::Protocol { sni, why: error.to_string().into() }.into()),
     }
 }
 

@@ -167,7 +167,8 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
     let Parts { snapshot, policies, drain, log, gate: _ } = parts;
-    let parts = request::Parts { snapshot, drain, log, upstreams: Upstreams::new() };
+    let proofs = Arc::clone(policies.proofs());
+    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new() };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -249,7 +250,7 @@ mod tests {
             let (log, _writer) = AccessLog::start(&table.edge.log).expect("nothing is opened");
             let parts = Parts {
                 snapshot: Arc::new(Snapshot::new(table)),
-                policies: Arc::new(Policies::new(Arc::new(CertStore::new()))),
+                policies: Arc::new(Policies::new(Arc::new(CertStore::new()), Arc::default())),
                 drain: Drain::new(),
                 log,
                 gate: Gate::new(limit),

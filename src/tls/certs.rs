@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as STANDARD;
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -50,6 +52,8 @@ pub struct CertFacts {
     pub fingerprint: [u8; 32],
     /// Where it comes from.
     pub source: CertificateSource,
+    /// True for a certificate of the local authority that only stands in until the CA has issued one.
+    pub is_pending: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -87,8 +91,11 @@ impl CertStore {
     pub fn renew(&self, patterns: &[HostPattern], certificate: &Arc<Certificate>) -> bool {
         self.change(|map| {
             let mut any = false;
+            // What a CA issues may be the first that a name gets; everything else was there before its actor was.
+            let is_from_ca = certificate.facts.source == CertificateSource::Acme;
             for pattern in patterns {
-                if map.of(pattern).is_some_and(|old| old.facts.source == certificate.facts.source) {
+                let old = map.of(pattern);
+                if old.map_or(is_from_ca, |old| old.facts.source == certificate.facts.source) {
                     map.insert(pattern.clone(), Arc::clone(certificate));
                     any = true;
                 }
@@ -122,12 +129,12 @@ impl CertStore {
         self.current.load().of(pattern).cloned()
     }
 
-    /// All patterns and what is known about their certificates, sorted by name.
-    pub fn list(&self) -> Vec<(HostPattern, CertFacts)> {
+    /// All patterns and their certificates, sorted by name.
+    pub fn all(&self) -> Vec<(HostPattern, Arc<Certificate>)> {
         let map = self.current.load();
         let exact = map.exact.iter().map(|(name, found)| (HostPattern::Exact(name.clone()), found));
         let wildcards = map.wildcards.iter().map(|(name, found)| (HostPattern::Wildcard(name.clone()), found));
-        let mut all: Vec<_> = exact.chain(wildcards).map(|(pattern, found)| (pattern, found.facts.clone())).collect();
+        let mut all: Vec<_> = exact.chain(wildcards).map(|(pattern, found)| (pattern, Arc::clone(found))).collect();
         all.sort_by(|(a, _), (b, _)| (a.name(), a.to_string()).cmp(&(b.name(), b.to_string())));
         all
     }
@@ -172,6 +179,13 @@ impl Map {
     }
 }
 
+impl Certificate {
+    /// SHA-256 of the leaf's public key (RFC 7469 2.4) in Base64, as clients pin it; empty when it cannot be read.
+    pub fn key_fingerprint(&self) -> String {
+        self.key.cert.first().map_or_else(String::new, |leaf| public_key_fingerprint(leaf))
+    }
+}
+
 impl CertFacts {
     /// Reads a leaf certificate (DER); `None` when it is no certificate.
     pub fn read(leaf: &[u8], source: CertificateSource) -> Option<Self> {
@@ -189,6 +203,7 @@ impl CertFacts {
             issuer: subject::text(certificate.issuer()).into(),
             fingerprint,
             source,
+            is_pending: false,
         })
     }
 
@@ -214,6 +229,14 @@ impl CertFacts {
 pub fn fingerprint_text(bytes: &[u8]) -> String {
     let pairs: Vec<String> = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
     pairs.join(":")
+}
+
+/// SHA-256 of a certificate's public key (RFC 7469 2.4) in Base64; empty when it is no certificate.
+pub fn public_key_fingerprint(certificate: &[u8]) -> String {
+    x509_parser::parse_x509_certificate(certificate).map_or_else(
+        |_| String::new(),
+        |(_, parsed)| STANDARD.encode(digest::digest(&digest::SHA256, parsed.public_key().raw)),
+    )
 }
 
 fn name_text(name: &GeneralName<'_>) -> Option<Box<str>> {
@@ -261,7 +284,7 @@ mod tests {
 
         certs.withdraw_except(&HashSet::from([pattern("*.example.test")]));
         assert!(certs.of(&pattern("a.example.test")).is_none());
-        assert_eq!(certs.list().len(), 1);
+        assert_eq!(certs.all().len(), 1);
     }
 
     #[test]

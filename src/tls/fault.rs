@@ -147,6 +147,13 @@ pub enum HandshakeError {
         /// Why not.
         why: Box<str>,
     },
+    /// A CA looked for a proof (RFC 8737): such a connection ends with its handshake.
+    Validation {
+        /// The name that it asked for.
+        sni: Option<Box<str>>,
+        /// Whether it got the proof.
+        is_answered: bool,
+    },
     /// Anything else that breaks TLS.
     Protocol {
         /// The name that was asked for.
@@ -179,6 +186,7 @@ impl HandshakeError {
             | Self::Version { sni, .. }
             | Self::Alpn { sni, .. }
             | Self::ClientCert { sni, .. }
+            | Self::Validation { sni, .. }
             | Self::Protocol { sni, .. } => sni.as_deref(),
         }
     }
@@ -194,6 +202,7 @@ impl HandshakeError {
             Self::Version { .. } => "version",
             Self::Alpn { .. } => "alpn",
             Self::ClientCert { .. } => "client-cert",
+            Self::Validation { .. } => "validation",
             Self::Protocol { .. } => "protocol",
         }
     }
@@ -229,6 +238,12 @@ impl fmt::Display for HandshakeError {
                 write!(f, "no common ALPN protocol (client offers {offered}; the site {ours})")
             }
             Self::ClientCert { why, .. } => write!(f, "client certificate: {why}"),
+            Self::Validation { is_answered: true, .. } => {
+                f.write_str("a CA was shown the proof that it asked for (tls-alpn-01)")
+            }
+            Self::Validation { is_answered: false, .. } => {
+                f.write_str("somebody asked for a proof (tls-alpn-01) that no order of ours needs")
+            }
             Self::Protocol { why, .. } => f.write_str(why),
         }
     }

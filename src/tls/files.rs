@@ -293,7 +293,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-fn content(file: &Path, what: &str) -> Result<Vec<u8>, TlsError> {
+pub(super) fn content(file: &Path, what: &str) -> Result<Vec<u8>, TlsError> {
     let read = || {
         let mut bytes = Vec::new();
         std::fs::File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
@@ -312,7 +312,7 @@ fn content(file: &Path, what: &str) -> Result<Vec<u8>, TlsError> {
 
 /// True when each certificate is issued by the next one, and the last is no lone leaf: what clients
 /// need without fetching anything (RFC 8446 4.4.2). By names only; clients check the signatures.
-fn is_chain(chain: &[CertificateDer<'_>]) -> bool {
+pub(super) fn is_chain(chain: &[CertificateDer<'_>]) -> bool {
     let parsed: Option<Vec<_>> =
         chain.iter().map(|der| x509_parser::parse_x509_certificate(der).ok().map(|(_, parsed)| parsed)).collect();
     let Some(parsed) = parsed else { return false };
@@ -469,7 +469,7 @@ mod tests {
         let table = table(disk.directory.path(), UnknownSni::Reject, sites);
         let certs = CertStore::new();
         let faults = load_all(&table, &certs).map(|_| ()).expect_err("faults");
-        assert!(certs.list().is_empty());
+        assert!(certs.all().is_empty());
         let expected = [
             ("b.test", "none.pem", "cannot read the certificate file"),
             ("c.test", "other.key", "does not belong to the key"),

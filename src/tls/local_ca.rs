@@ -5,9 +5,9 @@
 //! cannot leak from one, a new one takes less than a millisecond, and clients trust the root, not the
 //! leaf. Nothing here speaks to the network.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,7 @@ use crate::addr::HostPattern;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
 use crate::snapshot::Snapshot;
+use crate::storage::{private_directory, write_whole};
 
 /// The authority. Its key is in memory while this value lives; open it when a leaf is due.
 pub struct LocalCa {
@@ -77,6 +78,16 @@ impl LocalCa {
         Self::read(&directory)?.ok_or_else(|| {
             TlsError::new("the local certificate authority vanished from", "start again").in_file(&directory)
         })
+    }
+
+    /// An authority that is kept nowhere: for a disk that takes nothing. Nobody trusts it, and nobody has to: what it
+    /// issues only stands in.
+    pub(super) fn in_memory() -> Result<Self, TlsError> {
+        let made = || -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+            let (root, key) = new_root()?;
+            Self::parse(root.pem(), &key.serialize_pem(), PathBuf::new())
+        };
+        made().map_err(|error| TlsError::new("cannot make a certificate authority", "report this").because(error))
     }
 
     /// The root certificate in PEM form.
@@ -179,32 +190,37 @@ impl LocalCa {
     }
 
     fn create(directory: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+        private_directory(directory)?;
         // Two processes that start together must not make two authorities. The lock ends with the file.
         let lock = File::options().create(true).append(true).mode(0o600).open(directory.join("lock"))?;
         lock.lock()?;
         if directory.join("root.pem").exists() {
             return Ok(());
         }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(io::Error::other)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        // A name of its own: with two roots of one name, clients may try the wrong key and give up.
-        let mut mark = [0; 4];
-        rand::fill(&mut mark).map_err(io::Error::other)?;
-        let name = format!("tidegate local CA {:08x}", u32::from_be_bytes(mark));
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let now = OffsetDateTime::now_utc();
-        params.not_before = now - SKEW;
-        params.not_after = now + ROOT_LIFETIME;
-        params.serial_number = Some(serial().map_err(io::Error::other)?);
-        let root = params.self_signed(&key).map_err(io::Error::other)?;
+        let (root, key) = new_root()?;
         write_whole(directory, "root.key", key.serialize_pem().as_bytes())?;
         write_whole(directory, "root.pem", root.pem().as_bytes())
     }
+}
+
+/// A root and its key.
+fn new_root() -> io::Result<(rcgen::Certificate, KeyPair)> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(io::Error::other)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    // A name of its own: with two roots of one name, clients may try the wrong key and give up.
+    let mut mark = [0; 4];
+    rand::fill(&mut mark).map_err(io::Error::other)?;
+    let name = format!("tidegate local CA {:08x}", u32::from_be_bytes(mark));
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - SKEW;
+    params.not_after = now + ROOT_LIFETIME;
+    params.serial_number = Some(serial().map_err(io::Error::other)?);
+    let root = params.self_signed(&key).map_err(io::Error::other)?;
+    Ok((root, key))
 }
 
 impl std::fmt::Debug for LocalCa {
@@ -212,6 +228,35 @@ impl std::fmt::Debug for LocalCa {
         // Key material never reaches a log.
         f.debug_struct("LocalCa").field("name", &self.name).field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+/// The leaf that stands in for names until a CA has issued: the one in force while it fits and is young, else a new one.
+/// An authority that cannot be opened is a fault, and is done without: handshakes go on.
+pub(super) fn stand_in(
+    ca: Result<&LocalCa, TlsError>,
+    names: &[HostPattern],
+    certs: &CertStore,
+    now: OffsetDateTime,
+) -> (Result<Arc<Certificate>, TlsError>, Option<TlsError>) {
+    let fits = |found: &Arc<Certificate>| {
+        found.facts.is_pending
+            && ca.as_ref().map_or(true, |ca| *found.facts.issuer == *ca.subject)
+            && now < renewal(&found.facts)
+            && names.iter().all(|pattern| found.facts.covers(pattern))
+    };
+    let found = names.first().and_then(|name| certs.of(name)).filter(fits);
+    let (leaf, fault) = match (found, ca) {
+        (Some(found), ca) => (Ok(found), ca.err()),
+        (None, Ok(ca)) => (pending_leaf(ca, names, now), None),
+        (None, Err(fault)) => (LocalCa::in_memory().and_then(|ca| pending_leaf(&ca, names, now)), Some(fault)),
+    };
+    (leaf, fault)
+}
+
+fn pending_leaf(ca: &LocalCa, names: &[HostPattern], now: OffsetDateTime) -> Result<Arc<Certificate>, TlsError> {
+    let leaf = ca.leaf_at(names, now)?;
+    let facts = CertFacts { source: CertificateSource::Acme, is_pending: true, ..leaf.facts.clone() };
+    Ok(Arc::new(Certificate { key: Arc::clone(&leaf.key), facts }))
 }
 
 /// The leaf of a site: the one in force while it fits and is young, else a new one.
@@ -314,16 +359,6 @@ fn keep_private(key: &Path) -> io::Result<()> {
         tracing::warn!(file = %key.display(), "the key of the local authority was readable by others: now it is not");
     }
     Ok(())
-}
-
-/// Writes a file that is there whole or not at all, readable by its owner only.
-fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    // Mode 0600 is what tempfile creates with.
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(directory.join(name)).map_err(|error| error.error)?;
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

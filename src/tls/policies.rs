@@ -17,6 +17,7 @@ use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtoco
 
 use super::certs::CertStore;
 use super::fault::TlsError;
+use super::proofs::{ACME_TLS, ProofBoard};
 use crate::site::policy::{Alpn, ClientCert, TlsPolicy, TlsProfile};
 use crate::site::{Site, SiteTable};
 
@@ -25,6 +26,7 @@ use crate::site::{Site, SiteTable};
 #[derive(Debug)]
 pub struct Policies {
     certs: Arc<CertStore>,
+    proofs: Arc<ProofBoard>,
     entries: ArcSwap<Vec<Entry>>,
     writing: Mutex<()>,
 }
@@ -42,14 +44,19 @@ struct Entry {
 const SESSIONS: usize = 256;
 
 impl Policies {
-    /// No policies yet; certificates come from `certs`.
-    pub fn new(certs: Arc<CertStore>) -> Self {
-        Self { certs, entries: ArcSwap::default(), writing: Mutex::new(()) }
+    /// No policies yet; certificates come from `certs`, proofs for a CA from `proofs`.
+    pub fn new(certs: Arc<CertStore>, proofs: Arc<ProofBoard>) -> Self {
+        Self { certs, proofs, entries: ArcSwap::default(), writing: Mutex::new(()) }
     }
 
     /// The certificates that handshakes use.
     pub fn certs(&self) -> &Arc<CertStore> {
         &self.certs
+    }
+
+    /// The proofs that a CA may ask for in a handshake.
+    pub fn proofs(&self) -> &Arc<ProofBoard> {
+        &self.proofs
     }
 
     /// Builds what a table needs and is not there yet. Before the table is put in force.
@@ -145,6 +152,22 @@ impl ResolvesServerCert for Chosen {
 /// process: each user names the one that it means.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
+}
+
+/// What the handshake of a TLS-ALPN-01 validation runs on (RFC 8737 3).
+///
+/// # Errors
+/// When rustls does not take its own versions.
+pub(super) fn proof_config(key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions_of(TlsProfile::Intermediate))?
+        .with_no_client_auth();
+    // Not by its own check of the pair: rustls refuses a critical extension that it does not know, and this one must be.
+    let mut config = builder.with_cert_resolver(Arc::new(Chosen(Some(key))));
+    config.alpn_protocols = vec![ACME_TLS.to_vec()];
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
 }
 
 fn build(policy: &TlsPolicy) -> Result<ServerConfig, TlsError> {

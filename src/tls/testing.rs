@@ -107,7 +107,7 @@ impl Edge {
         let table = table(storage.path(), unknown_sni, sites);
         let certs = Arc::new(CertStore::new());
         super::publish_all(&table, &certs).expect("certificates");
-        let policies = Policies::new(certs);
+        let policies = Policies::new(certs, Arc::default());
         policies.prepare(&table).expect("policies");
         Self { storage, table, policies, local: None, listener: ListenerId(0) }
     }

@@ -393,3 +393,44 @@ fn a_broken_client_authority_is_a_fault_that_names_site_and_file() {
     assert!(!error.help().is_empty());
     assert_eq!(edge.policies.count(), 1, "what was there stays");
 }
+
+/// A client as CAs are one: TLS-ALPN-01 (RFC 8737 3).
+fn validator(edge: &Edge, protocols: &[&[u8]]) -> ClientConfig {
+    let mut client = edge.client(&[&TLS13, &TLS12]);
+    client.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    client
+}
+
+#[tokio::test]
+async fn a_ca_is_shown_the_proof_and_nothing_else() {
+    let edge = Edge::plain(&["a.test"]);
+    let ca = crate::tls::testing::authority();
+    let leaf = ca.leaf(&[pattern("a.test")]).expect("a leaf");
+    let acme: [&[u8]; 1] = [proofs::ACME_TLS];
+
+    let refused = edge.meet(&validator(&edge, &acme), "a.test").await;
+    assert!(refused.1.is_err(), "no order runs");
+    let error = refused.0.expect_err("ended");
+    assert!(matches!(&error, HandshakeError::Validation { is_answered: false, .. }), "{error:?}");
+
+    let posted = edge.policies.proofs().post_tls("a.test", Arc::clone(&leaf.key));
+    // The proof is from another authority than the site's certificate: a client that takes it has seen it.
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(crate::tls::testing::root_of(&ca)).expect("a root");
+    let mut client = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.alpn_protocols = vec![proofs::ACME_TLS.to_vec()];
+    let (server, client) = edge.meet(&client, "a.test").await;
+    let error = server.expect_err("such a connection ends with its handshake");
+    assert!(matches!(&error, HandshakeError::Validation { is_answered: true, .. }), "{error:?}");
+    // The certificate was believed; what failed is the byte that never came.
+    assert_eq!(client.expect_err("closed").kind(), std::io::ErrorKind::UnexpectedEof);
+
+    // Whoever offers anything else beside it is no CA, and gets the site.
+    let both = edge.meet(&validator(&edge, &[proofs::ACME_TLS, b"h2"]), "a.test").await;
+    assert_eq!(both.0.expect("a handshake").facts.alpn, Alpn::Http2);
+    drop(posted);
+}

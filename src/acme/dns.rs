@@ -1,0 +1,336 @@
+//! Proofs by DNS (DNS-01, RFC 8555 8.4): put a TXT record up, wait until the zone shows it, take it down.
+//!
+//! Two values may stand at one name at the same time (a name and its wildcard in one order), so records are added
+//! and removed by value, never replaced. One file for each way to write a zone; `persist` writes nothing.
+
+pub mod acme_dns;
+pub mod cloudflare;
+pub mod exec;
+pub mod issue;
+pub mod persist;
+pub mod resolver;
+pub mod rfc2136;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::error::Error;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hickory_proto::rr::Name;
+use tokio::time::{Instant, sleep};
+
+use crate::acme::dns::resolver::{LookupError, Resolver, ZoneServer};
+use crate::addr::HostName;
+use crate::https::HttpsClient;
+use crate::site::acme::{AcmePolicy, DnsProvider, DnsRule};
+
+/// Writes TXT records; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Dns {
+    https: HttpsClient,
+    resolver: Resolver,
+}
+
+/// A TXT record that is up.
+#[derive(Clone, Debug)]
+pub struct Record {
+    name: Name,
+    value: Box<str>,
+    /// What the API of the provider calls it.
+    handle: Option<cloudflare::Handle>,
+}
+
+/// Why a record is not where it should be, in words for the operator.
+#[derive(Debug)]
+pub struct DnsError {
+    provider: Option<&'static str>,
+    record: Option<String>,
+    what: String,
+    help: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// The label of DNS-01 (RFC 8555 8.4).
+const LABEL: &str = "_acme-challenge";
+/// Between two looks at the servers: soon at first, because a server of one's own shows a record at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Our choice: a dozen looks at a secondary that takes a minute.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+impl Dns {
+    /// Prepares the client of APIs, and the resolver.
+    ///
+    /// # Errors
+    /// When this system has no certificate authorities.
+    pub fn new(policy: &AcmePolicy) -> Result<Self, DnsError> {
+        let https = HttpsClient::new(&[]).map_err(|error| {
+            let help = error.help().to_owned();
+            DnsError::new("the client of DNS providers cannot start", help).because(error)
+        })?;
+        Ok(Self { https, resolver: Resolver::new(&policy.resolvers) })
+    }
+
+    /// As `new`, with this resolver.
+    #[cfg(test)]
+    pub(crate) fn for_test(resolver: Resolver) -> Self {
+        // An authority of its own: the machine of a test may have none.
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let root = rcgen::CertificateParams::default().self_signed(&key).expect("a root");
+        Self { https: HttpsClient::new(&[root.der().to_vec()]).expect("a client"), resolver }
+    }
+
+    /// The resolver, for checks before an order.
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// Adds a TXT record with this value at `_acme-challenge.NAME`, or where a chain of CNAMEs from there ends.
+    ///
+    /// # Errors
+    /// When it cannot be told where the record belongs, or the provider refuses.
+    pub async fn present(&self, rule: &DnsRule, name: &HostName, value: &str) -> Result<Record, DnsError> {
+        let at = |error: DnsError, record: String| error.at(rule.provider.as_str(), record);
+        let start = resolver::below(LABEL, name).map_err(|error| at(no_place(error), format!("{LABEL}.{name}")))?;
+        let fault = |error| at(error, resolver::text(&start));
+        let found = self.resolver.end_of_chain(&start, &rule.servers).await;
+        let (name, _) = found.map_err(|error| fault(no_place(error)))?;
+        if !is_plain(&name) {
+            let what = format!("its CNAME points to {:?}, which is no host name", resolver::text(&name));
+            return Err(fault(DnsError::new(what, "correct the CNAME record")));
+        }
+        let mut record = Record { name, value: value.into(), handle: None };
+        let done = match &rule.provider {
+            DnsProvider::Exec(program) => exec::call(program, "present", &record).await,
+            DnsProvider::Rfc2136(server) => rfc2136::add(server, &record).await,
+            DnsProvider::AcmeDns(account) => acme_dns::update(&self.https, account, &start, &record).await,
+            DnsProvider::Cloudflare(api) => {
+                cloudflare::add(&self.https, api, &record).await.map(|handle| record.handle = Some(handle))
+            }
+            DnsProvider::Persist => Err(DnsError::new(
+                "a record of dns-persist-01 is put there once, by hand",
+                "use challenges of type dns-persist-01 for this name",
+            )),
+        };
+        done.map(|()| record.clone()).map_err(|error| at(error, record.text()))
+    }
+
+    /// Waits until every server of the zone shows a record. A server that is silent to the end does not count
+    /// against it, if another one shows the record: a CA cannot get an old answer from it either.
+    ///
+    /// # Errors
+    /// When a server does not show it in time; names all that do not, and what they show.
+    pub async fn propagated(&self, rule: &DnsRule, record: &Record) -> Result<(), DnsError> {
+        let deadline = Instant::now() + rule.propagation;
+        let mut pause = FIRST_PAUSE;
+        let mut servers = None;
+        loop {
+            let found = match servers.take() {
+                Some(servers) => Ok(servers),
+                None => self.servers(rule, record).await,
+            };
+            let views = match found {
+                Ok(found) => {
+                    let views = join_all(found.iter().map(|server| view(server, record))).await;
+                    servers = Some(found);
+                    Ok(views)
+                }
+                Err(error) => Err(error),
+            };
+            if views.as_ref().is_ok_and(|views| views.iter().all(|view| matches!(view, View::Shows))) {
+                return Ok(());
+            }
+            if Instant::now() + pause < deadline {
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                continue;
+            }
+            let error = match views {
+                Err(error) => no_place(error),
+                Ok(views) => match late(&views, rule.propagation) {
+                    Some(what) => DnsError::new(what, LATE),
+                    None => return Ok(()),
+                },
+            };
+            return Err(error.at(rule.provider.as_str(), record.text()));
+        }
+    }
+
+    /// Removes a record by its value.
+    ///
+    /// # Errors
+    /// When the provider refuses; the record stays then.
+    pub async fn remove(&self, rule: &DnsRule, record: Record) -> Result<(), DnsError> {
+        let done = match &rule.provider {
+            DnsProvider::Exec(program) => exec::call(program, "cleanup", &record).await,
+            DnsProvider::Rfc2136(server) => rfc2136::delete(server, &record).await,
+            DnsProvider::Cloudflare(api) => cloudflare::delete(&self.https, api, &record).await,
+            // acme-dns keeps the last two values by itself; persist has put nothing there.
+            DnsProvider::AcmeDns(_) | DnsProvider::Persist => Ok(()),
+        };
+        done.map_err(|error| error.at(rule.provider.as_str(), record.text()))
+    }
+
+    /// The servers that have to show a record.
+    async fn servers(&self, rule: &DnsRule, record: &Record) -> Result<Vec<ZoneServer>, LookupError> {
+        if rule.servers.is_empty() {
+            return self.resolver.authority(&record.name).await.map(|authority| authority.servers);
+        }
+        Ok(rule.servers.iter().copied().map(ZoneServer::given).collect())
+    }
+}
+
+impl Record {
+    /// Its name with a final dot, in lower case.
+    pub fn fqdn(&self) -> String {
+        format!("{}.", self.text())
+    }
+
+    /// Its name without a final dot.
+    pub fn text(&self) -> String {
+        resolver::text(&self.name)
+    }
+
+    /// Its value.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl DnsError {
+    /// What happened, and what to do.
+    pub fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { provider: None, record: None, what: what.into(), help: help.into(), source: None }
+    }
+
+    /// Keeps the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Says whose fault it is, and for which record.
+    fn at(mut self, provider: &'static str, record: String) -> Self {
+        self.provider = Some(provider);
+        self.record = Some(record);
+        self
+    }
+
+    /// What to do.
+    pub fn help(&self) -> &str {
+        &self.help
+    }
+}
+
+impl fmt::Display for DnsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(provider) = self.provider {
+            write!(f, "dns provider \"{provider}\": ")?;
+        }
+        if let Some(record) = &self.record {
+            write!(f, "record \"{record}\": ")?;
+        }
+        f.write_str(&self.what)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for DnsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
+    }
+}
+
+/// What one server shows.
+enum View {
+    /// The record.
+    Shows,
+    /// Something else, in words.
+    Other(String),
+    /// It does not answer; in words.
+    Silent(String),
+}
+
+/// For a record that a server does not show.
+const LATE: &str = "a longer `propagation` gives slow servers time; a server that never gets the record is no \
+                    secondary of the zone any more, or its transfers fail";
+
+async fn view(server: &ZoneServer, record: &Record) -> View {
+    let looks = join_all(server.addresses.iter().map(|address| look(*address, server.is_given, record))).await;
+    let mut silent = Vec::new();
+    let mut shows = false;
+    for look in looks {
+        match look {
+            View::Shows => shows = true,
+            View::Other(what) => return View::Other(format!("{} {what}", server.name)),
+            View::Silent(why) => silent.push(why),
+        }
+    }
+    // One family may have no route from here: another address of the same server speaks for it.
+    match (shows, silent.is_empty()) {
+        (true, _) => View::Shows,
+        (false, true) => View::Silent(format!("{} has no address", server.name)),
+        (false, false) => View::Silent(format!("{} gives no answer ({})", server.name, silent.join(", "))),
+    }
+}
+
+async fn look(address: SocketAddr, recurse: bool, record: &Record) -> View {
+    match resolver::shown(address, &record.name, recurse).await {
+        Ok(values) if values.iter().any(|value| **value == *record.value) => View::Shows,
+        Ok(values) if values.is_empty() => View::Other("shows no TXT record".into()),
+        Ok(values) => View::Other(format!("shows only {}", list(&values))),
+        Err(resolver::Fault::Code(code)) => View::Other(format!("answers {}", resolver::code_name(code))),
+        Err(fault) => View::Silent(format!("{address}: {fault}")),
+    }
+}
+
+/// Who stands in the way at the end; `None` when those who answer all show the record.
+fn late(views: &[View], patience: Duration) -> Option<String> {
+    let mut others = Vec::new();
+    let mut silent = Vec::new();
+    let mut is_shown = false;
+    for view in views {
+        match view {
+            View::Shows => is_shown = true,
+            View::Other(what) => others.push(what.as_str()),
+            View::Silent(why) => silent.push(why.as_str()),
+        }
+    }
+    if others.is_empty() && is_shown {
+        let servers = silent.join(", ");
+        tracing::warn!(event = "dns_silent", servers, "servers of a zone do not answer; the others show the record");
+        return None;
+    }
+    let who = [others, silent].concat().join("; ");
+    Some(format!("not on all servers of the zone after {} s: {who}", patience.as_secs()))
+}
+
+/// Values in quotes, shortened: what a stranger wrote must not fill the log.
+fn list(values: &[String]) -> String {
+    let short = |value: &String| format!("{:?}", value.chars().take(64).collect::<String>());
+    let mut text = values.iter().take(4).map(short).collect::<Vec<_>>().join(", ");
+    if values.len() > 4 {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// True for a name that programs and APIs can take as text: letters, digits, hyphens and underscores.
+fn is_plain(name: &Name) -> bool {
+    name.iter().all(|label| label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')))
+}
+
+/// For a record whose zone or servers cannot be found.
+fn no_place(error: LookupError) -> DnsError {
+    let help = "the resolver and the zone's servers must be reachable from here: see `resolvers`, and `servers` of \
+                the DNS provider";
+    DnsError::new("it cannot be told where the record belongs", help).because(error)
+}

@@ -1,0 +1,449 @@
+//! Keeps the certificate of one site: looks when it is due, orders, publishes, and plans the next time.
+//!
+//! What is in force stays in force whatever happens here. Two processes on one store have a keeper for the same site:
+//! the lock decides which one orders, and the other serves what it finds.
+
+mod pursuit;
+mod stages;
+mod timing;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+
+use super::event::{Event, timestamp};
+use super::fault::{AcmeFault, Blame};
+use super::order::Issued;
+use super::store::{Ledger, Request, Store, StoreError, Trouble};
+use super::{Shared, off_thread, plan};
+use crate::addr::HostPattern;
+use crate::site::acme::{AcmePolicy, Directory, Pending};
+use crate::site::policy::CertificateSource;
+use crate::site::{Site, SiteTable};
+use crate::tls;
+use crate::tls::certs::Certificate;
+use timing::Suggested;
+
+/// The keeper of one site.
+pub struct Keeper {
+    shared: Arc<Shared>,
+    host: HostPattern,
+    touched: Arc<Notify>,
+    /// What the last look was about: another policy or other names are a new beginning.
+    subject: Option<(Arc<AcmePolicy>, Vec<HostPattern>)>,
+    ledger: Ledger,
+    /// What the CA suggests for the certificate with this fingerprint.
+    suggestion: Option<Suggested>,
+    /// A certificate that the disk did not take.
+    unsaved: Option<Issued>,
+    /// The doubts that were told last, so that each is told once.
+    doubts: Vec<String>,
+    /// Those who pin this fingerprint have been warned.
+    pins_told: Option<[u8; 32]>,
+}
+
+/// What a look found.
+enum Next {
+    /// An attempt is due.
+    Order(Due),
+    /// Nothing before this time.
+    Wait(OffsetDateTime),
+}
+
+/// Why an attempt is due.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    why: &'static str,
+    request: Option<Request>,
+}
+
+/// Look at least so often: clocks are set, machines sleep, network file systems tell nothing.
+const LOOK: Duration = Duration::from_secs(60);
+/// While another process orders: its certificate may be there any moment, and a file system may not tell.
+const BUSY: Duration = Duration::from_secs(2);
+/// The kind of a fault that was not found out by asking.
+const AWAY: &str = "away";
+/// How long before a renewal those who pin are warned, at most; a tenth of the lifetime where that is shorter.
+const PINS: time::Duration = time::Duration::days(7);
+/// After a start an attempt that failed before is not put off for longer than this, unless the CA asked for it.
+const FRESH_START: time::Duration = time::Duration::seconds(60);
+
+impl Keeper {
+    /// A keeper. `touched` tells that files of its site have changed.
+    pub fn new(shared: Arc<Shared>, host: HostPattern, touched: Arc<Notify>) -> Self {
+        Self {
+            shared,
+            host,
+            touched,
+            subject: None,
+            ledger: Ledger::default(),
+            suggestion: None,
+            unsaved: None,
+            doubts: Vec::new(),
+            pins_told: None,
+        }
+    }
+
+    /// Works until the site is gone, or gets its certificate from elsewhere.
+    pub async fn keep(mut self) {
+        let (mut reloaded, mut returns) = (self.shared.snapshot.changes(), self.shared.health.returns());
+        loop {
+            let generation = self.shared.snapshot.keep();
+            let Some(site) = find(&generation.table, &self.host) else { return };
+            let next = match self.look(&generation.table, &site).await {
+                Next::Order(due) => self.attempt(&generation.table, &site, due).await,
+                Next::Wait(until) => until,
+            };
+            let wait = Duration::try_from(next - OffsetDateTime::now_utc()).unwrap_or_default().min(LOOK);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.touched.notified() => {}
+                Ok(()) = reloaded.changed() => {}
+                Ok(()) = returns.changed() => self.forgive_ca(),
+            }
+        }
+    }
+
+    /// A CA is back: what failed because it was away may be tried now.
+    fn forgive_ca(&mut self) {
+        if self.ledger.trouble.as_ref().is_some_and(|trouble| trouble.is_of_ca) {
+            self.ledger.next_attempt = None;
+        }
+    }
+
+    /// Puts in force what is there, and says what is due.
+    async fn look(&mut self, table: &SiteTable, site: &Arc<Site>) -> Next {
+        let now = OffsetDateTime::now_utc();
+        let store = Store::new(&table.edge.storage);
+        self.save_unsaved(&store).await;
+        self.publish_kept(table, site, now).await;
+        self.begin_anew(table, site, &store).await;
+        let names = tls::patterns(site);
+        let request = self.on_disk(&store, |store, host| Ok(store.asked(host))).await.unwrap_or_default();
+        let current = self.current(&names);
+        let policy = &table.edge.acme;
+        let due = |why| Due { why, request };
+        if request.is_some_and(|request| request.force) {
+            return Next::Order(due("it was asked for"));
+        }
+        let waits = self.ledger.next_attempt.filter(|_| request.is_none()).filter(|next| *next > now);
+        let order = |why| waits.map_or(Next::Order(due(why)), Next::Wait);
+        let Some(current) = current else { return order("there is none yet") };
+        let is_known = |url: &String| policy.directories.iter().any(|directory| *directory.url == **url);
+        if !self.ledger.directory.as_ref().is_none_or(is_known) {
+            return order("it is from a CA that is no longer configured");
+        }
+        let renewal = self.renewal(policy, &current, now).await;
+        if renewal <= now {
+            return order("its time has come");
+        }
+        if request.is_some() {
+            // Not due, and nobody insists.
+            self.answer(&store).await;
+        }
+        self.plan_renewal(&store, renewal).await;
+        self.warn_of_pins(site, &current, renewal, now);
+        let ask_at = self.suggestion.as_ref().map_or(renewal, |suggested| suggested.ask_at);
+        Next::Wait(renewal.min(ask_at))
+    }
+
+    /// Another configuration, or the first look: what failed before says little now.
+    async fn begin_anew(&mut self, table: &SiteTable, site: &Arc<Site>, store: &Store) {
+        let subject = (Arc::clone(&table.edge.acme), tls::patterns(site));
+        let is_first = self.subject.is_none();
+        if self.subject.as_ref().is_some_and(|old| old.0 == subject.0 && old.1 == subject.1) {
+            return;
+        }
+        self.subject = Some(subject);
+        self.ledger = self.on_disk(store, |store, host| Ok(store.ledger(host))).await.unwrap_or_default();
+        self.ledger.stage = None;
+        let is_limited = self.ledger.trouble.as_ref().is_some_and(|trouble| trouble.kind == "rateLimited");
+        if is_first && !is_limited {
+            // A process that is started again and again must not hammer the CA; a person who starts it once more after
+            // mending something should not wait.
+            let soon = self.ledger.last_attempt.map(|last| last + FRESH_START);
+            self.ledger.next_attempt = self.ledger.next_attempt.zip(soon).map(|(next, soon)| next.min(soon));
+        } else if !is_limited {
+            self.ledger.next_attempt = None;
+            self.ledger.failures = 0;
+        }
+    }
+
+    /// The certificate that has all names, if there is one.
+    fn current(&self, names: &[HostPattern]) -> Option<Arc<Certificate>> {
+        let first = self.shared.certs.of(names.first()?)?;
+        let is_whole = |name: &HostPattern| first.facts.covers(name);
+        (!first.facts.is_pending && names.iter().all(is_whole)).then_some(first)
+    }
+
+    /// Puts in force what the store has, where it is newer; and what stands in, where nothing is there.
+    async fn publish_kept(&mut self, table: &SiteTable, site: &Arc<Site>, now: OffsetDateTime) {
+        let (table, site, certs) = (table.clone(), Arc::clone(site), Arc::clone(&self.shared.certs));
+        let found = off_thread(move || Ok::<_, AcmeFault>(tls::of_acme_site(&table, &site, &certs, &mut None, now)));
+        let Ok((found, doubts)) = found.await else { return };
+        for (pattern, certificate) in found {
+            let old = self.shared.certs.of(&pattern);
+            if old.as_ref().is_some_and(|old| old.facts.fingerprint == certificate.facts.fingerprint) {
+                continue;
+            }
+            let is_taken = self.shared.certs.renew(std::slice::from_ref(&pattern), &certificate);
+            if is_taken && !certificate.facts.is_pending {
+                let facts = &certificate.facts;
+                tracing::info!(
+                    event = "certificate_loaded",
+                    site = %self.host,
+                    not_after = timestamp(facts.not_after),
+                    sha256 = facts.fingerprint_text(),
+                    "the certificate of {pattern} was taken from the store: it is valid until {}", timestamp(facts.not_after)
+                );
+            }
+        }
+        for doubt in doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
+            tracing::warn!(event = "certificate", site = %self.host, "{doubt}");
+        }
+        self.doubts = doubts;
+    }
+
+    /// Keeps the plan for those who list certificates, and warns those who pin.
+    async fn plan_renewal(&mut self, store: &Store, renewal: OffsetDateTime) {
+        // Whole seconds are what is kept.
+        let renewal = renewal.replace_nanosecond(0).unwrap_or(renewal);
+        if self.ledger.next_renewal != Some(renewal) || self.ledger.trouble.is_some() {
+            self.ledger.next_renewal = Some(renewal);
+            (self.ledger.trouble, self.ledger.next_attempt, self.ledger.failures) = (None, None, 0);
+            self.keep_ledger(store).await;
+        }
+    }
+
+    /// Says in time when pinned fingerprints break: `reuse_key` tells that somebody pins. The key stays, the rest changes.
+    fn warn_of_pins(&mut self, site: &Site, current: &Certificate, renewal: OffsetDateTime, now: OffsetDateTime) {
+        let facts = &current.facts;
+        let is_pinned = site.tls.as_ref().is_some_and(|tls| tls.reuse_key);
+        let is_far = renewal - now > ((facts.not_after - facts.not_before) / 10_i32).min(PINS);
+        if !is_pinned || is_far || self.pins_told == Some(facts.fingerprint) {
+            return;
+        }
+        self.pins_told = Some(facts.fingerprint);
+        let date = timestamp(renewal);
+        tracing::warn!(
+            event = "pins_break",
+            site = %self.host,
+            renewal = date,
+            sha256 = facts.fingerprint_text(),
+            "the certificate of {} is renewed on {date}: pins of its fingerprint break then, pins of its public key do not", self.host
+        );
+        self.shared.events.tell(Event::new("pins_break", &site.label).of(current).with("renewal", date));
+    }
+
+    /// One attempt, whatever its outcome. Says when to look again.
+    async fn attempt(&mut self, table: &SiteTable, site: &Arc<Site>, due: Due) -> OffsetDateTime {
+        let shared = Arc::clone(&self.shared);
+        // The semaphore is never closed.
+        let Ok(_slot) = shared.slots.acquire().await else { return OffsetDateTime::now_utc() + LOOK };
+        let store = Store::new(&table.edge.storage);
+        let lock = match self.on_disk(&store, Store::lock).await {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return OffsetDateTime::now_utc() + BUSY,
+            Err(fault) => return self.failed(table, site, &store, fault).await,
+        };
+        let found = self.on_disk(&store, |store, host| {
+            Ok((store.asked(host), store.certificate(host).ok().flatten(), store.ledger(host)))
+        });
+        let (asked, kept, ledger) = found.await.unwrap_or_default();
+        if due.request.is_some() && asked.is_none() {
+            // Another process has just done what we were asked for.
+            return OffsetDateTime::now_utc();
+        }
+        if let Some(kept) = kept
+            && self.was_faster(table, site, &kept, &ledger, due)
+        {
+            self.ledger = ledger;
+            self.shared.certs.renew(&tls::patterns(site), &kept);
+            return OffsetDateTime::now_utc();
+        }
+        tracing::debug!(event = "certificate_due", site = %self.host, "ordering a certificate: {}", due.why);
+        self.ledger.last_attempt = Some(OffsetDateTime::now_utc());
+        let next = match self.order(table, site, &store).await {
+            Ok((issued, directory)) => self.issued(site, &store, issued, &directory).await,
+            Err(fault) => self.failed(table, site, &store, fault).await,
+        };
+        // After the outcome is written down: whoever asked reads it then.
+        if due.request.is_some() {
+            self.answer(&store).await;
+        }
+        drop(lock);
+        next
+    }
+
+    /// True when another process has just got what we were about to order.
+    fn was_faster(&self, table: &SiteTable, site: &Arc<Site>, kept: &Certificate, ledger: &Ledger, due: Due) -> bool {
+        let names = tls::patterns(site);
+        let is_in_force =
+            self.current(&names).is_some_and(|current| current.facts.fingerprint == kept.facts.fingerprint);
+        let is_known = ledger
+            .directory
+            .as_ref()
+            .is_none_or(|url| table.edge.acme.directories.iter().any(|directory| *directory.url == **url));
+        let facts = &kept.facts;
+        !is_in_force
+            && is_known
+            && names.iter().all(|name| facts.covers(name))
+            && OffsetDateTime::now_utc() < plan::renewal(facts.not_before, facts.not_after, 1.0)
+            // Whoever asked for a new one is served by one that is younger than the question.
+            && due.request.is_none_or(|request| !request.force)
+    }
+
+    async fn issued(
+        &mut self,
+        site: &Arc<Site>,
+        store: &Store,
+        issued: Issued,
+        directory: &Directory,
+    ) -> OffsetDateTime {
+        let certificate = Arc::clone(&issued.certificate);
+        let old = self.current(&tls::patterns(site));
+        self.shared.certs.renew(&tls::patterns(site), &certificate);
+        let began = self.ledger.last_attempt.unwrap_or_else(OffsetDateTime::now_utc);
+        self.ledger.directory = Some(directory.url.to_string());
+        (self.ledger.failures, self.ledger.trouble, self.ledger.next_attempt) = (0, None, None);
+        self.unsaved = Some(issued);
+        self.save_unsaved(store).await;
+        self.keep_ledger(store).await;
+        let facts = &certificate.facts;
+        let is_key_new = old.is_some_and(|old| old.key_fingerprint() != certificate.key_fingerprint());
+        let seconds = (OffsetDateTime::now_utc() - began).as_seconds_f64();
+        tracing::info!(
+            event = "certificate_issued",
+            site = %self.host,
+            names = facts.names.join(", "),
+            directory = &*directory.name,
+            not_after = timestamp(facts.not_after),
+            sha256 = facts.fingerprint_text(),
+            seconds = (seconds * 10.0).round() / 10.0,
+            "a certificate for {} was issued by {}: valid until {}", facts.names.join(", "), directory.name, timestamp(facts.not_after)
+        );
+        let event = Event::new("issued", &site.label).of(&certificate).with("directory", &*directory.name);
+        self.shared.events.tell(event.with("key_changed", is_key_new));
+        OffsetDateTime::now_utc()
+    }
+
+    async fn failed(&mut self, table: &SiteTable, site: &Arc<Site>, store: &Store, fault: AcmeFault) -> OffsetDateTime {
+        let now = OffsetDateTime::now_utc();
+        // Nothing was tried while another name looks for the CA.
+        let is_away = &*fault.kind == AWAY;
+        if !is_away {
+            self.ledger.failures = self.ledger.failures.saturating_add(1);
+        }
+        let pause = plan::pause(fault.blame, self.ledger.failures, plan::chance());
+        let next = match fault.not_before {
+            Some(time) if is_away => time,
+            Some(time) => time.max(now + pause),
+            None => now + pause,
+        };
+        self.ledger.next_attempt = Some(next);
+        self.ledger.trouble = Some(Trouble {
+            kind: fault.kind.to_string(),
+            text: fault.text.clone(),
+            help: fault.help.clone(),
+            is_of_ca: fault.blame == Blame::Ca,
+        });
+        self.keep_ledger(store).await;
+        if is_away {
+            tracing::debug!(event = "certificate_waits", site = %self.host, "{fault}");
+            return next;
+        }
+        let current = self.current(&tls::patterns(site));
+        let held = match &current {
+            Some(current) if current.facts.not_after > now => {
+                format!("the certificate in force is valid until {}", timestamp(current.facts.not_after))
+            }
+            Some(current) => format!("the certificate in force expired on {}", timestamp(current.facts.not_after)),
+            None if table.edge.acme.pending == Pending::Refuse => "handshakes are refused until then".to_owned(),
+            None => "a certificate of the local authority stands in".to_owned(),
+        };
+        let directory = table.edge.acme.directories.first().map_or("", |directory| &*directory.name);
+        let seconds = (next - now).whole_seconds().max(0);
+        // A CA that is away for a minute is no matter for a person while there is time.
+        let is_early = current.as_ref().is_some_and(|current| {
+            let facts = &current.facts;
+            now < plan::alert(facts.not_before, facts.not_after, table.edge.acme.alert_before)
+        });
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(
+                    event = "certificate_failed",
+                    site = %self.host,
+                    directory,
+                    kind = &*fault.kind,
+                    attempt = self.ledger.failures,
+                    next = timestamp(next),
+                    seconds,
+                    help = fault.help,
+                    "no certificate for {}: {fault}; {held}; next attempt {} (in {seconds} s)", self.host, timestamp(next)
+                )
+            };
+        }
+        if is_early && fault.blame == Blame::Ca {
+            say!(info)
+        } else {
+            say!(warn)
+        }
+        let event = Event::new("failed", &site.label).because(&fault).with("attempt", self.ledger.failures);
+        let event = event.with("directory", directory).with("next_attempt", timestamp(next));
+        self.shared.events.tell(match &current {
+            Some(current) => event.of(current),
+            None => event,
+        });
+        next
+    }
+
+    /// Keeps a certificate that the disk has not taken yet.
+    async fn save_unsaved(&mut self, store: &Store) {
+        let Some(issued) = &self.unsaved else { return };
+        let pem = issued.pem.clone();
+        match self.on_disk(store, move |store, host| store.keep_certificate(host, &pem)).await {
+            Ok(()) => self.unsaved = None,
+            Err(fault) => tracing::error!(event = "storage", site = %self.host, help = fault.help,
+                "the new certificate of {} is served, but not kept: {fault}; tried again every minute", self.host),
+        }
+    }
+
+    /// What was asked for has been done, or tried.
+    async fn answer(&self, store: &Store) {
+        let answered = self.on_disk(store, |store, host| {
+            store.answered(host);
+            Ok(())
+        });
+        // It cannot fail.
+        let _ = answered.await;
+    }
+
+    /// Does something with the files of this site, away from the threads that drive sockets.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        store: &Store,
+        work: impl FnOnce(&Store, &HostPattern) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, AcmeFault> {
+        let (store, host) = (store.clone(), self.host.clone());
+        off_thread(move || work(&store, &host)).await
+    }
+
+    async fn keep_ledger(&self, store: &Store) {
+        let ledger = self.ledger.clone();
+        if let Err(fault) = self.on_disk(store, move |store, host| store.keep_ledger(host, &ledger)).await {
+            tracing::debug!(event = "storage", "{fault}");
+        }
+    }
+}
+
+/// A site whose certificate comes from a CA.
+pub fn find(table: &SiteTable, host: &HostPattern) -> Option<Arc<Site>> {
+    table.sites().iter().find(|site| site.host == *host && is_from_ca(site)).cloned()
+}
+
+/// True when a site's certificate comes from a CA.
+pub fn is_from_ca(site: &Site) -> bool {
+    site.tls.as_ref().is_some_and(|tls| tls.certificate == CertificateSource::Acme)
+}

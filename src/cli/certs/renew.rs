@@ -1,0 +1,218 @@
+//! `tidegate certs renew` and `revoke`.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use instant_acme::{RevocationReason, RevocationRequest};
+
+use crate::acme::account;
+use crate::acme::ca::Ca;
+use crate::acme::event::timestamp;
+use crate::acme::fault::AcmeFault;
+use crate::acme::store::{Request, Store, StoreError};
+use crate::cli::Exit;
+use crate::site::acme::Directory;
+use crate::site::{Site, SiteTable};
+
+/// Why a certificate is revoked.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Reason {
+    /// Nothing is said
+    Unspecified,
+    /// Somebody else has the key: the next certificate gets a new one
+    KeyCompromise,
+    /// There is a newer one
+    Superseded,
+    /// The names are given up
+    CessationOfOperation,
+}
+
+/// Longer than the slowest order takes that is worth waiting for.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Fast enough for a person; each look is two small files.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Asks the process that serves, and follows what it does.
+pub(super) fn renew(table: &SiteTable, store: &Store, sites: &[&Site], force: bool) -> io::Result<Exit> {
+    let mut err = anstream::stderr();
+    if !store.is_served() {
+        writeln!(err, "error: no tidegate serves from {}", table.edge.storage.display())?;
+        writeln!(err, "help: start it: it orders what is due by itself; or run this as the user that it runs as")?;
+        return Ok(Exit::CouldNotRun);
+    }
+    let mut waiting = Vec::new();
+    for site in sites {
+        let before = store.certificate(&site.host).ok().flatten().map(|kept| kept.facts.fingerprint);
+        if let Err(error) = store.ask(&site.host, Request { force }) {
+            return refused(&error);
+        }
+        waiting.push(Waiting { site, before, stage: None });
+    }
+    let until = Instant::now() + PATIENCE;
+    let mut exit = Exit::Fine;
+    while !waiting.is_empty() {
+        if Instant::now() > until {
+            writeln!(err, "error: not finished within 10 min; it goes on: see `tidegate certs list`")?;
+            return Ok(Exit::CouldNotRun);
+        }
+        let mut rest = Vec::new();
+        for mut one in waiting {
+            match one.look(store)? {
+                Some(outcome) => exit = if outcome { exit } else { Exit::CouldNotRun },
+                None => rest.push(one),
+            }
+        }
+        waiting = rest;
+        if !waiting.is_empty() {
+            std::thread::sleep(LOOK);
+        }
+    }
+    Ok(exit)
+}
+
+/// One site whose renewal was asked for.
+struct Waiting<'t> {
+    site: &'t Site,
+    before: Option<[u8; 32]>,
+    stage: Option<String>,
+}
+
+impl Waiting<'_> {
+    /// Tells what is new; `Some` with the outcome when it is over.
+    fn look(&mut self, store: &Store) -> io::Result<Option<bool>> {
+        let (host, label) = (&self.site.host, &self.site.label);
+        let is_over = store.asked(host).is_none();
+        let ledger = store.ledger(host);
+        let mut out = io::stdout().lock();
+        if let Some(stage) = ledger.stage.as_ref().filter(|stage| !is_over && self.stage.as_ref() != Some(stage)) {
+            writeln!(out, "{label}: {stage}")?;
+            out.flush()?;
+            self.stage = Some(stage.clone());
+        }
+        if !is_over {
+            return Ok(None);
+        }
+        let kept = store.certificate(host).ok().flatten();
+        match (&kept, &ledger.trouble) {
+            (Some(kept), _) if self.before != Some(kept.facts.fingerprint) => {
+                writeln!(out, "{label}: a new certificate is served, valid until {}", timestamp(kept.facts.not_after))?;
+                Ok(Some(true))
+            }
+            (_, Some(trouble)) => {
+                let mut err = anstream::stderr();
+                writeln!(err, "error: {label}: {}", trouble.text)?;
+                if !trouble.help.is_empty() {
+                    writeln!(err, "help: {}", trouble.help)?;
+                }
+                if let Some(next) = ledger.next_attempt {
+                    writeln!(err, "the next attempt is at {}", timestamp(next))?;
+                }
+                Ok(Some(false))
+            }
+            (Some(_), None) => {
+                let next = ledger.next_renewal.map(|time| format!(" before {}", timestamp(time))).unwrap_or_default();
+                writeln!(out, "{label}: nothing is due{next}; --force orders a new certificate now")?;
+                Ok(Some(true))
+            }
+            (None, None) => {
+                writeln!(
+                    anstream::stderr(),
+                    "error: {label}: there is no certificate, and no reason: see the log of tidegate"
+                )?;
+                Ok(Some(false))
+            }
+        }
+    }
+}
+
+/// Revokes at the CA that issued, then has a new certificate ordered.
+pub(super) fn revoke(table: &SiteTable, store: &Store, site: &Site, reason: Reason) -> io::Result<Exit> {
+    let mut err = anstream::stderr();
+    let kept = match store.certificate(&site.host) {
+        Ok(Some(kept)) => kept,
+        Ok(None) => {
+            writeln!(err, "error: {}: no certificate of a CA is kept", site.label)?;
+            return Ok(Exit::CouldNotRun);
+        }
+        Err(error) => {
+            writeln!(err, "error: {error}\nhelp: {}", error.help())?;
+            return Ok(Exit::CouldNotRun);
+        }
+    };
+    let issuer = store.ledger(&site.host).directory;
+    let all = &table.edge.acme.directories;
+    let directory = all.iter().find(|directory| issuer.as_deref().is_none_or(|url| *directory.url == *url));
+    let (Some(directory), Some(leaf)) = (directory, kept.key.cert.first()) else {
+        let url = issuer.unwrap_or_default();
+        writeln!(err, "error: {}: it was issued by {url}, which is not configured any more", site.label)?;
+        writeln!(err, "help: put that directory into `fallback` of [acme], and try again")?;
+        return Ok(Exit::CouldNotRun);
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let request = RevocationRequest { certificate: leaf, reason: Some(reason.into()) };
+    if let Err(fault) = runtime.block_on(revoke_at(directory, table, store, &request)) {
+        return failed(&fault);
+    }
+    println(&format!("{}: revoked at {}", site.label, directory.name))?;
+    // The key as well: where somebody else has it, reuse_key must not keep it.
+    if let Err(error) = store.set_aside(&site.host) {
+        return refused(&error);
+    }
+    if !store.is_served() {
+        println("a new certificate is ordered when tidegate starts")?;
+        return Ok(Exit::Fine);
+    }
+    renew(table, store, &[site], true)
+}
+
+async fn revoke_at(
+    directory: &Directory,
+    table: &SiteTable,
+    store: &Store,
+    request: &RevocationRequest<'_>,
+) -> Result<(), AcmeFault> {
+    let ca = Ca::reach(directory).await?;
+    let opened = account::open(&ca, &table.edge.acme, store).await?;
+    let mut tries = 0;
+    loop {
+        match opened.account.revoke(request).await {
+            Ok(()) => return Ok(()),
+            Err(error) if crate::acme::fault::is_bad_nonce(&error) && tries < 10 => tries += 1,
+            Err(error) => {
+                let fault = ca.fault(&error);
+                // Then it is as it should be.
+                return if &*fault.kind == "alreadyRevoked" { Ok(()) } else { Err(fault) };
+            }
+        }
+    }
+}
+
+impl From<Reason> for RevocationReason {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Unspecified => Self::Unspecified,
+            Reason::KeyCompromise => Self::KeyCompromise,
+            Reason::Superseded => Self::Superseded,
+            Reason::CessationOfOperation => Self::CessationOfOperation,
+        }
+    }
+}
+
+pub(super) fn failed(fault: &AcmeFault) -> io::Result<Exit> {
+    let mut err = anstream::stderr();
+    writeln!(err, "error: {fault}")?;
+    if !fault.help.is_empty() {
+        writeln!(err, "help: {}", fault.help)?;
+    }
+    Ok(Exit::CouldNotRun)
+}
+
+fn refused(error: &StoreError) -> io::Result<Exit> {
+    writeln!(anstream::stderr(), "error: {error}\nhelp: run this as the user that tidegate runs as, or as root")?;
+    Ok(Exit::CouldNotRun)
+}
+
+fn println(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
