@@ -15,6 +15,7 @@ pub mod forward;
 pub mod framing;
 pub mod https;
 pub mod listen;
+pub mod ocsp;
 pub mod policy;
 pub mod refusal;
 pub mod request;

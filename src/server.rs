@@ -32,6 +32,7 @@ use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
+use crate::ocsp;
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::storage;
@@ -318,6 +319,8 @@ impl Server {
         supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
         let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+        let certs = self.certs.clone();
+        supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
         let snapshot = self.parts.snapshot.clone();
         supervise("events", move || acme::event::tell_all(inbox.clone(), snapshot.clone()));

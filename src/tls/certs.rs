@@ -104,6 +104,29 @@ impl CertStore {
         })
     }
 
+    /// Staples an OCSP response to the certificate with this leaf, for every name that has it, or takes the response away.
+    /// Says whether that changed anything.
+    pub fn staple(&self, fingerprint: &[u8; 32], response: Option<&[u8]>) -> bool {
+        self.change(|map| {
+            // Names that share a certificate go on sharing it: what a handshake runs on is kept for the next one.
+            let mut made: Vec<(Arc<Certificate>, Arc<Certificate>)> = Vec::new();
+            for found in map.exact.values_mut().chain(map.wildcards.values_mut()) {
+                if found.facts.fingerprint != *fingerprint || found.key.ocsp.as_deref() == response {
+                    continue;
+                }
+                let known = made.iter().find(|(old, _)| Arc::ptr_eq(old, found)).map(|(_, new)| Arc::clone(new));
+                let new = known.unwrap_or_else(|| {
+                    let key = CertifiedKey { ocsp: response.map(<[u8]>::to_vec), ..CertifiedKey::clone(&found.key) };
+                    let new = Arc::new(Certificate { key: Arc::new(key), facts: found.facts.clone() });
+                    made.push((Arc::clone(found), Arc::clone(&new)));
+                    new
+                });
+                *found = new;
+            }
+            !made.is_empty()
+        })
+    }
+
     /// Takes back everything that no pattern in `keep` names.
     pub fn withdraw_except(&self, keep: &HashSet<HostPattern>) {
         self.change(|map| {
@@ -299,6 +322,28 @@ mod tests {
         assert!(!certs.renew(std::slice::from_ref(&host), &leaf), "files are in force, not the local CA");
         certs.publish(host.clone(), Arc::clone(&leaf.key), leaf.facts.clone());
         assert!(certs.renew(&[host], &leaf));
+    }
+
+    #[test]
+    fn a_staple_is_put_on_every_name_of_a_leaf_and_changes_nothing_else() {
+        let ca = authority();
+        let certs = CertStore::new();
+        let shared = [pattern("a.test"), pattern("*.a.test")];
+        let (leaf, other) = (ca.leaf(&shared).expect("a leaf"), ca.leaf(&[pattern("b.test")]).expect("a leaf"));
+        certs.publish_many(shared.iter().map(|name| (name.clone(), Arc::clone(&leaf))).collect());
+        certs.publish(pattern("b.test"), Arc::clone(&other.key), other.facts.clone());
+        let of = |text: &str| certs.of(&pattern(text)).expect("published");
+        let changes = certs.changes();
+        assert!(certs.staple(&leaf.facts.fingerprint, Some(b"good")));
+        assert!(!certs.staple(&leaf.facts.fingerprint, Some(b"good")), "it is there");
+        assert_eq!(*changes.borrow(), 3, "two publications and one staple");
+        assert_eq!(of("a.test").key.ocsp.as_deref(), Some(&b"good"[..]));
+        assert!(Arc::ptr_eq(&of("a.test"), &of("*.a.test")));
+        assert_eq!((&of("a.test").facts, &of("a.test").key.cert), (&leaf.facts, &leaf.key.cert));
+        assert!(Arc::ptr_eq(&of("b.test").key, &other.key));
+        assert!(certs.staple(&leaf.facts.fingerprint, None));
+        assert_eq!(of("*.a.test").key.ocsp, None);
+        assert!(!certs.staple(&[0; 32], Some(b"good")), "nobody has it");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod http2;
 mod layers;
 mod limits_timeouts;
 mod log;
+mod ocsp;
 mod process;
 mod reload;
 mod routes;
