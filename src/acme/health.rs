@@ -38,7 +38,8 @@ impl Health {
     pub fn may_ask(&self, url: &str, now: OffsetDateTime) -> Result<(), OffsetDateTime> {
         let mut all = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(away) = all.get_mut(url) else { return Ok(()) };
-        if now < away.until {
+        // A time that no pause reaches is from before the clock was set.
+        if now < away.until && away.until - now <= time::Duration::DAY {
             return Err(away.until);
         }
         away.until = now + plan::pause(Blame::Ca, u32::MAX, plan::chance());

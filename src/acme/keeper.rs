@@ -38,8 +38,10 @@ pub struct Keeper {
     suggestion: Option<Suggested>,
     /// A certificate that the disk did not take.
     unsaved: Option<Issued>,
-    /// The doubts that were told last, so that each is told once.
+    /// What was wrong with the files at the last look, so that it is told once.
     doubts: Vec<String>,
+    /// What was doubtful about the names at the last attempt, so that it is told once.
+    name_doubts: Vec<String>,
     /// Those who pin this fingerprint have been warned.
     pins_told: Option<[u8; 32]>,
 }
@@ -52,17 +54,32 @@ enum Next {
     Wait(OffsetDateTime),
 }
 
-/// Why an attempt is due.
+/// An attempt that is due.
 #[derive(Clone, Copy, Debug)]
 struct Due {
-    why: &'static str,
+    why: Why,
     request: Option<Request>,
+}
+
+/// Why it is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Somebody insists.
+    Asked,
+    /// There is no certificate, or not for all names.
+    Missing,
+    /// The CA that issued it is not configured any more.
+    Stranger,
+    /// Its time has come.
+    Time,
 }
 
 /// Look at least so often: clocks are set, machines sleep, network file systems tell nothing.
 const LOOK: Duration = Duration::from_secs(60);
 /// While another process orders: its certificate may be there any moment, and a file system may not tell.
 const BUSY: Duration = Duration::from_secs(2);
+/// Longer than any pause between attempts, and than any `Retry-After` that is believed.
+const LONGEST_PAUSE: time::Duration = time::Duration::hours(25);
 /// The kind of a fault that was not found out by asking.
 const AWAY: &str = "away";
 /// How long before a renewal those who pin are warned, at most; a tenth of the lifetime where that is shorter.
@@ -82,6 +99,7 @@ impl Keeper {
             suggestion: None,
             unsaved: None,
             doubts: Vec::new(),
+            name_doubts: Vec::new(),
             pins_told: None,
         }
     }
@@ -126,18 +144,19 @@ impl Keeper {
         let policy = &table.edge.acme;
         let due = |why| Due { why, request };
         if request.is_some_and(|request| request.force) {
-            return Next::Order(due("it was asked for"));
+            return Next::Order(due(Why::Asked));
         }
-        let waits = self.ledger.next_attempt.filter(|_| request.is_none()).filter(|next| *next > now);
+        // A time that no pause reaches is from before the clock was set: it says nothing.
+        let is_ahead = |next: &OffsetDateTime| *next > now && *next - now <= LONGEST_PAUSE;
+        let waits = self.ledger.next_attempt.filter(|next| request.is_none() && is_ahead(next));
         let order = |why| waits.map_or(Next::Order(due(why)), Next::Wait);
-        let Some(current) = current else { return order("there is none yet") };
-        let is_known = |url: &String| policy.directories.iter().any(|directory| *directory.url == **url);
-        if !self.ledger.directory.as_ref().is_none_or(is_known) {
-            return order("it is from a CA that is no longer configured");
+        let Some(current) = current else { return order(Why::Missing) };
+        if !is_known(policy, &self.ledger) {
+            return order(Why::Stranger);
         }
         let renewal = self.renewal(policy, &current, now).await;
         if renewal <= now {
-            return order("its time has come");
+            return order(Why::Time);
         }
         if request.is_some() {
             // Not due, and nobody insists.
@@ -183,6 +202,7 @@ impl Keeper {
         let (table, site, certs) = (table.clone(), Arc::clone(site), Arc::clone(&self.shared.certs));
         let found = off_thread(move || Ok::<_, AcmeFault>(tls::of_acme_site(&table, &site, &certs, &mut None, now)));
         let Ok((found, doubts)) = found.await else { return };
+        let mut is_from_elsewhere = false;
         for (pattern, certificate) in found {
             let old = self.shared.certs.of(&pattern);
             if old.as_ref().is_some_and(|old| old.facts.fingerprint == certificate.facts.fingerprint) {
@@ -190,6 +210,7 @@ impl Keeper {
             }
             let is_taken = self.shared.certs.renew(std::slice::from_ref(&pattern), &certificate);
             if is_taken && !certificate.facts.is_pending {
+                is_from_elsewhere = true;
                 let facts = &certificate.facts;
                 tracing::info!(
                     event = "certificate_loaded",
@@ -199,6 +220,10 @@ impl Keeper {
                     "the certificate of {pattern} was taken from the store: it is valid until {}", timestamp(facts.not_after)
                 );
             }
+        }
+        if is_from_elsewhere {
+            // What another process wrote beside it: which CA it is from.
+            self.subject = None;
         }
         for doubt in doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
             tracing::warn!(event = "certificate", site = %self.host, "{doubt}");
@@ -257,13 +282,19 @@ impl Keeper {
             return OffsetDateTime::now_utc();
         }
         if let Some(kept) = kept
-            && self.was_faster(table, site, &kept, &ledger, due)
+            && is_known(&table.edge.acme, &ledger)
+            && self.was_faster(site, &kept, due)
         {
             self.ledger = ledger;
             self.shared.certs.renew(&tls::patterns(site), &kept);
             return OffsetDateTime::now_utc();
         }
-        tracing::debug!(event = "certificate_due", site = %self.host, "ordering a certificate: {}", due.why);
+        self.ledger.directory = ledger.directory;
+        if due.why == Why::Stranger && due.request.is_none() && is_known(&table.edge.acme, &self.ledger) {
+            // Another process has just replaced it.
+            return OffsetDateTime::now_utc();
+        }
+        tracing::debug!(event = "certificate_due", site = %self.host, "ordering a certificate: {:?}", due.why);
         self.ledger.last_attempt = Some(OffsetDateTime::now_utc());
         let next = match self.order(table, site, &store).await {
             Ok((issued, directory)) => self.issued(site, &store, issued, &directory).await,
@@ -278,17 +309,12 @@ impl Keeper {
     }
 
     /// True when another process has just got what we were about to order.
-    fn was_faster(&self, table: &SiteTable, site: &Arc<Site>, kept: &Certificate, ledger: &Ledger, due: Due) -> bool {
+    fn was_faster(&self, site: &Arc<Site>, kept: &Certificate, due: Due) -> bool {
         let names = tls::patterns(site);
         let is_in_force =
             self.current(&names).is_some_and(|current| current.facts.fingerprint == kept.facts.fingerprint);
-        let is_known = ledger
-            .directory
-            .as_ref()
-            .is_none_or(|url| table.edge.acme.directories.iter().any(|directory| *directory.url == **url));
         let facts = &kept.facts;
         !is_in_force
-            && is_known
             && names.iter().all(|name| facts.covers(name))
             && OffsetDateTime::now_utc() < plan::renewal(facts.not_before, facts.not_after, 1.0)
             // Whoever asked for a new one is served by one that is younger than the question.
@@ -436,6 +462,12 @@ impl Keeper {
             tracing::debug!(event = "storage", "{fault}");
         }
     }
+}
+
+/// True when the certificate is from a CA that is configured, or nobody knows.
+fn is_known(policy: &AcmePolicy, ledger: &Ledger) -> bool {
+    let issuer = ledger.directory.as_deref();
+    issuer.is_none_or(|url| policy.directories.iter().any(|directory| *directory.url == *url))
 }
 
 /// A site whose certificate comes from a CA.

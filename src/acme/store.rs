@@ -363,7 +363,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         let directory = store.of_site(&host);
         assert_eq!((mode(&directory), mode(&directory.join(CERTIFICATE))), (0o700, 0o600));
-        assert!(directory.ends_with("acme/certificates/_.example.com"), "{}", directory.display());
+        assert!(directory.ends_with("acme/certificates/+.example.com"), "{}", directory.display());
         store.set_aside(&host).expect("moved");
         assert!(store.certificate(&host).expect("none").is_none());
     }

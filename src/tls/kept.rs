@@ -19,10 +19,10 @@ use crate::site::policy::CertificateSource;
 
 /// The directory of everything about one site's certificate.
 pub fn directory(storage: &Path, site: &HostPattern) -> PathBuf {
-    // A normalised name has no slash; `*` would only annoy people in a shell.
+    // A normalised name has no slash and no `+`; `*` would only annoy people in a shell.
     let name = match site {
         HostPattern::Exact(name) => name.to_string(),
-        HostPattern::Wildcard(name) => format!("_.{name}"),
+        HostPattern::Wildcard(name) => format!("+.{name}"),
     };
     storage.join("acme").join("certificates").join(name)
 }

@@ -188,13 +188,15 @@ impl Keeper {
         let insists = self.ledger.failures % INSIST == INSIST - 1;
         let holds = |finding: &Finding| finding.is_certain && !(insists && finding.code == "foreign-answer");
         let (certain, doubts): (Vec<_>, Vec<_>) = found.into_iter().partition(holds);
+        let mut told = Vec::new();
         for doubt in doubts {
             let text = format!("{}: {}", doubt.name, doubt.why);
-            if !self.doubts.contains(&text) {
+            if !self.name_doubts.contains(&text) {
                 tracing::warn!(event = "certificate_doubt", site = %self.host, code = doubt.code, help = doubt.help, "{text}");
-                self.doubts.push(text);
             }
+            told.push(text);
         }
+        self.name_doubts = told;
         let Some(first) = certain.first() else { return Ok(()) };
         let texts: Vec<String> =
             certain.iter().map(|finding| format!("\"{}\": {}", finding.name, finding.why)).collect();

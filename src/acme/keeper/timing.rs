@@ -35,7 +35,9 @@ impl Keeper {
             self.suggestion =
                 Some(Suggested { fingerprint: facts.fingerprint, suggestion: None, renewal: None, ask_at: now });
         }
-        if self.suggestion.as_ref().is_some_and(|known| known.ask_at <= now) {
+        // Nobody is asked less often than daily: a later time is from before the clock was set.
+        let is_due = |known: &Suggested| known.ask_at <= now || known.ask_at - now > time::Duration::DAY;
+        if self.suggestion.as_ref().is_some_and(is_due) {
             self.ask_ca(policy, current, now).await;
         }
         // The share of a name is always the same, so that a restart does not move its renewal.
@@ -50,7 +52,12 @@ impl Keeper {
         let facts = &current.facts;
         let issuer = self.ledger.directory.as_deref();
         let directory = policy.directories.iter().find(|directory| issuer.is_none_or(|url| *directory.url == *url));
-        let (Some(directory), Some(leaf)) = (directory, current.key.cert.first()) else { return };
+        let (Some(directory), Some(leaf)) = (directory, current.key.cert.first()) else {
+            if let Some(known) = &mut self.suggestion {
+                known.ask_at = now + time::Duration::DAY;
+            }
+            return;
+        };
         let answer = match self.shared.health.may_ask(&directory.url, now) {
             Err(_) => None,
             Ok(()) => match self.shared.slots.acquire().await {
