@@ -72,7 +72,6 @@ impl HttpsClient {
             .with_tls_config(service_config(roots)?)
             .https_or_http()
             .enable_http1()
-            .enable_http2()
             .wrap_connector(tcp);
         let inner = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
