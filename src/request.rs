@@ -276,11 +276,14 @@ async fn request_body(
     forward: &Forward,
 ) -> Result<Body, Refusal> {
     let Some(incoming) = incoming.filter(|incoming| !incoming.is_end_stream()) else { return Ok(Body::Empty) };
+    // A body that is announced as empty and goes on (HTTP/2) may yet turn out to be none: nothing is complete before its end
+    // has come (RFC 9113 8.1.1).
+    let is_open_end = incoming.size_hint().exact() == Some(0);
     let meter = Meter::new();
     exchange.request_meter = Some(Rc::clone(&meter));
     let stream = Stream::new(incoming, route.limits.body, route.timeouts.request_body, headers::clean_trailers, meter);
     let body = Body::Stream(Box::new(stream));
-    if !forward.collect_request {
+    if !forward.collect_request && !is_open_end {
         return Ok(body);
     }
     // Boxed, as what is rare: every request would have to have room for it.

@@ -120,6 +120,20 @@ async fn outer_blanks_of_a_value_never_pass() {
     }
 }
 
+/// RFC 9113 8.1.1: an empty body that goes on is not complete before its end has come.
+#[tokio::test]
+async fn an_announced_empty_body_is_waited_for() {
+    let upstream = Upstream::echo().await;
+    let edge = Edge::start(&site("a.test", &upstream)).await;
+    let mut raw = edge.raw_h2("a.test").await;
+    raw.headers(1, &with(&[(":method", "POST"), ("content-length", "0")]), false).await;
+    assert_eq!(raw.request(3, &GET).await, Outcome::Status(200));
+    assert_eq!(upstream.seen().len(), 1, "only the request that was whole");
+    raw.data(1, b"", true).await;
+    assert_eq!(raw.outcome(1).await, Outcome::Status(200));
+    assert_eq!(upstream.seen().len(), 2);
+}
+
 /// RFC 9113 8.1.1: DATA that does not add up to content-length is malformed, and never becomes a whole request.
 #[tokio::test]
 async fn a_wrong_content_length_never_becomes_a_whole_request() {
