@@ -50,12 +50,12 @@ pub fn pause(blame: Blame, failures: u32, share: f64) -> Duration {
     Duration::from_secs(seconds).mul_f64(0.8 + 0.4 * share.clamp(0.0, 1.0))
 }
 
-/// When a certificate that is still in force is a matter for a person: `before` its end, but never more than a third of
-/// its lifetime, because a renewal is not late before two thirds have passed.
+/// When a certificate that is still in force is a matter for a person: `before` its end, but never in the first seven
+/// tenths of its lifetime: a renewal begins after two thirds, and is not late while it runs.
 pub fn alert(not_before: OffsetDateTime, not_after: OffsetDateTime, before: Duration) -> OffsetDateTime {
-    let third = (not_after - not_before) / 3;
+    let most = (not_after - not_before) * 3 / 10;
     let before = time::Duration::try_from(before).unwrap_or(time::Duration::MAX);
-    not_after - before.min(third)
+    not_after - before.min(most)
 }
 
 /// A number from 0 to 1 by chance.
@@ -123,6 +123,8 @@ mod tests {
         let end = START + time::Duration::days(90);
         assert_eq!(alert(START, end, fortnight), end - time::Duration::days(14));
         let end = START + time::Duration::days(6);
-        assert_eq!(alert(START, end, fortnight), end - time::Duration::days(2));
+        let short = alert(START, end, fortnight);
+        assert!(short >= end - time::Duration::days(2), "never more than a third");
+        assert!(short > renewal(START, end, 0.0) + time::Duration::hours(4), "and not before a renewal had its time");
     }
 }
