@@ -262,13 +262,15 @@ impl Server {
         // Requests that began after the tunnels were looked at have their time too.
         let _ = timeout_at(requests_until, drain.none_left(Work::Request)).await;
         cut.requests = drain.count(Work::Request);
+        // Orders were given up when the drain began: they only take their proofs down.
+        let _ = timeout(TIDYING, drain.none_left(Work::Order)).await;
         cut
     }
 
     /// The longest time that `drain` and `stop` may take together.
     pub fn patience(&self) -> Duration {
         let process = &self.parts.snapshot.current().table.edge.process;
-        process.grace + process.tunnel_grace + 3 * GOODBYE
+        process.grace + process.tunnel_grace + 3 * GOODBYE + TIDYING
     }
 
     /// What is open now, as it is cut by a stop at once.
@@ -327,7 +329,13 @@ impl Server {
         let (certs, snapshot, alerts) = (self.certs.clone(), self.parts.snapshot.clone(), events.clone());
         supervise("alerts", move || acme::alert::watch(certs.clone(), snapshot.clone(), alerts.clone()));
         let proofs = self.parts.policies.proofs().clone();
-        let shared = acme::Shared::new(self.certs.clone(), proofs, self.parts.snapshot.clone(), events);
+        let shared = acme::Shared::new(
+            self.certs.clone(),
+            proofs,
+            self.parts.snapshot.clone(),
+            events,
+            self.parts.drain.clone(),
+        );
         let shared = Arc::new(shared);
         supervise("certificates", move || acme::keep_all(shared.clone()));
     }
@@ -362,6 +370,8 @@ impl Server {
     }
 }
 
+/// How long orders have to take their records out of the DNS. Our choice: one slow call to a provider.
+const TIDYING: Duration = Duration::from_secs(15);
 /// How long tunnels have to say goodbye, and threads to end: a close frame needs one round trip.
 const GOODBYE: Duration = Duration::from_secs(3);
 

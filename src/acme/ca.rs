@@ -17,7 +17,7 @@ use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::fault::{AcmeFault, Blame};
+use super::fault::{AcmeFault, Blame, clean};
 use super::plan::Window;
 use crate::https::HttpsClient;
 use crate::site::acme::Directory;
@@ -111,6 +111,13 @@ impl Ca {
         Ok(Self { directory: directory.clone(), meta: listing.meta, renewal_info: listing.renewal_info, line })
     }
 
+    /// The same CA for another conversation, with memory of its own.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        let line = Line { https: self.line.https.clone(), last: Arc::default() };
+        Self { line, ..self.clone() }
+    }
+
     /// What the ACME library sends its requests by.
     pub fn http(&self) -> Box<dyn HttpClient> {
         Box::new(self.line.clone())
@@ -150,7 +157,8 @@ impl Ca {
         })?;
         let again = self.wanted_pause().unwrap_or(ASK_AGAIN).clamp(ASK_RANGE.0, ASK_RANGE.1);
         let SuggestedWindow { start, end } = info.suggested_window;
-        Ok(Some(Suggestion { window: Window { start, end }, explanation: info.explanation_url, again }))
+        let explanation = info.explanation_url.map(|url| clean(&url, 300));
+        Ok(Some(Suggestion { window: Window { start, end }, explanation, again }))
     }
 }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::fault::{AcmeFault, Blame};
+use super::plan;
 use crate::addr::HostPattern;
 use crate::site::acme::Directory;
 use crate::storage::{self, private_directory, write_whole};
@@ -68,6 +69,41 @@ pub struct Ledger {
     pub trouble: Option<Trouble>,
     /// What an attempt that runs is doing.
     pub stage: Option<String>,
+    /// When the kept certificate was issued.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub issued: Option<OffsetDateTime>,
+    /// What the CA suggested for the kept certificate.
+    pub suggestion: Option<KeptSuggestion>,
+    /// What came of the last request.
+    pub answer: Option<Answer>,
+}
+
+/// A suggestion of the CA (RFC 9773), as it is kept: a restart asks nobody anew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeptSuggestion {
+    /// Of the certificate with this fingerprint.
+    pub sha256: String,
+    /// The window, where the CA has an opinion.
+    pub window: Option<plan::Window>,
+    /// When the certificate is renewed for that.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub renewal: Option<OffsetDateTime>,
+    /// When the CA is asked again.
+    #[serde(with = "time::serde::rfc3339")]
+    pub ask_at: OffsetDateTime,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Of the request with this number.
+    pub id: u64,
+    /// Whether a new certificate is in force, or none is due.
+    pub is_fine: bool,
+    /// In words.
+    pub text: String,
+    /// What to do.
+    pub help: String,
 }
 
 /// A failure, as it is kept.
@@ -100,6 +136,8 @@ pub struct KeptAccount {
 /// Somebody asks for a renewal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
+    /// Its number, by chance: the answer has it too.
+    pub id: u64,
     /// Also when the certificate is not due.
     pub force: bool,
 }
@@ -256,6 +294,15 @@ impl Store {
     /// When the disk refuses it.
     pub fn keep_account(&self, directory: &Directory, account: &KeptAccount) -> Result<(), StoreError> {
         self.write_json(&self.of_directory(directory), ACCOUNT, account)
+    }
+
+    /// Whether the account at a directory could be written now.
+    ///
+    /// # Errors
+    /// When the disk refuses it.
+    pub fn probe_account(&self, directory: &Directory) -> Result<(), StoreError> {
+        let file = self.of_directory(directory);
+        storage::probe(&file).map_err(|source| StoreError { what: "write in", file, source })
     }
 
     /// Moves an account aside that its CA does not know any more.

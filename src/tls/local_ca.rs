@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 
-use super::certs::{CertFacts, CertStore, Certificate, fingerprint_text};
+use super::certs::{CertFacts, CertStore, Certificate, Standing, fingerprint_text};
 use super::fault::TlsError;
 use super::load::{patterns, with_certificate};
 use super::policies::provider;
@@ -239,7 +239,7 @@ pub(super) fn stand_in(
     now: OffsetDateTime,
 ) -> (Result<Arc<Certificate>, TlsError>, Option<TlsError>) {
     let fits = |found: &Arc<Certificate>| {
-        found.facts.is_pending
+        found.facts.standing == Standing::StandIn
             && ca.as_ref().map_or(true, |ca| *found.facts.issuer == *ca.subject)
             && now < renewal(&found.facts)
             && names.iter().all(|pattern| found.facts.covers(pattern))
@@ -255,7 +255,7 @@ pub(super) fn stand_in(
 
 fn pending_leaf(ca: &LocalCa, names: &[HostPattern], now: OffsetDateTime) -> Result<Arc<Certificate>, TlsError> {
     let leaf = ca.leaf_at(names, now)?;
-    let facts = CertFacts { source: CertificateSource::Acme, is_pending: true, ..leaf.facts.clone() };
+    let facts = CertFacts { source: CertificateSource::Acme, standing: Standing::StandIn, ..leaf.facts.clone() };
     Ok(Arc::new(Certificate { key: Arc::clone(&leaf.key), facts }))
 }
 

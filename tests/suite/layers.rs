@@ -112,7 +112,7 @@ const TABLE: &[Row] = &[
     (3, "acme/check/probe", &["words", "site/acme", "tls", "tls/proofs"]),
     (3, "acme/event", &["acme/fault", "acme/program", "snapshot", "tls/certs"]),
     (3, "acme/fault", &["https"]),
-    (3, "acme/health", &["acme/fault", "acme/plan"]),
+    (3, "acme/health", &["acme/ca", "acme/fault", "acme/plan", "site/acme"]),
     (3, "acme/keeper", &["words", "acme", "acme/", "acme/keeper/", "site", "site/", "tls", "tls/certs"]),
     (
         3,
@@ -143,7 +143,7 @@ const TABLE: &[Row] = &[
     ),
     (3, "acme/plan", &["acme/fault"]),
     (3, "acme/program", &["site/acme"]),
-    (3, "acme/store", &["words", "acme/fault", "site/acme", "storage", "tls", "tls/certs", "tls/kept"]),
+    (3, "acme/store", &["words", "acme/fault", "acme/plan", "site/acme", "storage", "tls", "tls/certs", "tls/kept"]),
     (3, "ocsp", &["https", "ocsp/", "tls/certs"]),
     (3, "ocsp/answer", &["ocsp/der", "ocsp/question", "tls"]),
     (3, "ocsp/der", &[]),

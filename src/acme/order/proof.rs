@@ -63,12 +63,21 @@ pub(super) async fn prove<'a>(
         let name = HostPattern::from_config(&shown).map_err(|error| {
             AcmeFault::new(Blame::Ca, "malformed-answer", format!("the CA speaks of \"{shown}\": {error}"), "")
         })?;
+        if !wanted.names.contains(&name) {
+            let text = format!("the CA wants \"{name}\" to be proved, which was not ordered");
+            return Err(AcmeFault::new(Blame::Ca, "malformed-answer", text, ""));
+        }
         let rule = wanted.policy.dns_rule(&name);
         let offered: Vec<ChallengeType> = handle.challenges.iter().map(|challenge| challenge.r#type.clone()).collect();
         let Some((kind, word)) = choose(&offered, rule, &wanted.challenges) else {
             return Err(no_common_challenge(&name, &offered, rule));
         };
         let Some(challenge) = handle.challenge(kind.clone()) else { continue };
+        // RFC 8555 8.1: base64url. A token of anybody else's making ends in paths, records and logs.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if challenge.token.len() > 256 || !challenge.token.bytes().all(is_plain) {
+            return Err(AcmeFault::new(Blame::Ca, "malformed-answer", "the token of a challenge is malformed", ""));
+        }
         let authorization = challenge.key_authorization();
         let board = means.board;
         match (&kind, rule) {

@@ -10,6 +10,7 @@ use crate::acme::account;
 use crate::acme::ca::Ca;
 use crate::acme::event::timestamp;
 use crate::acme::fault::AcmeFault;
+use crate::acme::plan;
 use crate::acme::store::{Request, Store, StoreError};
 use crate::cli::Exit;
 use crate::site::acme::Directory;
@@ -43,11 +44,11 @@ pub(super) fn renew(table: &SiteTable, store: &Store, sites: &[&Site], force: bo
     }
     let mut waiting = Vec::new();
     for site in sites {
-        let before = store.certificate(&site.host).ok().flatten().map(|kept| kept.facts.fingerprint);
-        if let Err(error) = store.ask(&site.host, Request { force }) {
+        let request = Request { id: plan::number(), force };
+        if let Err(error) = store.ask(&site.host, request) {
             return refused(&error);
         }
-        waiting.push(Waiting { site, before, stage: None });
+        waiting.push(Waiting { site, id: request.id, stage: None });
     }
     let until = Instant::now() + PATIENCE;
     let mut exit = Exit::Fine;
@@ -74,55 +75,37 @@ pub(super) fn renew(table: &SiteTable, store: &Store, sites: &[&Site], force: bo
 /// One site whose renewal was asked for.
 struct Waiting<'t> {
     site: &'t Site,
-    before: Option<[u8; 32]>,
+    id: u64,
     stage: Option<String>,
 }
 
 impl Waiting<'_> {
     /// Tells what is new; `Some` with the outcome when it is over.
     fn look(&mut self, store: &Store) -> io::Result<Option<bool>> {
-        let (host, label) = (&self.site.host, &self.site.label);
-        let is_over = store.asked(host).is_none();
-        let ledger = store.ledger(host);
-        let mut out = io::stdout().lock();
-        if let Some(stage) = ledger.stage.as_ref().filter(|stage| !is_over && self.stage.as_ref() != Some(stage)) {
-            writeln!(out, "{label}: {stage}")?;
-            out.flush()?;
-            self.stage = Some(stage.clone());
-        }
-        if !is_over {
+        let label = &self.site.label;
+        let ledger = store.ledger(&self.site.host);
+        let Some(answer) = ledger.answer.filter(|answer| answer.id == self.id) else {
+            if let Some(stage) = ledger.stage.filter(|stage| self.stage.as_ref() != Some(stage)) {
+                let mut out = io::stdout().lock();
+                writeln!(out, "{label}: {stage}")?;
+                out.flush()?;
+                self.stage = Some(stage);
+            }
             return Ok(None);
+        };
+        if answer.is_fine {
+            writeln!(io::stdout().lock(), "{label}: {}", answer.text)?;
+            return Ok(Some(true));
         }
-        let kept = store.certificate(host).ok().flatten();
-        match (&kept, &ledger.trouble) {
-            (Some(kept), _) if self.before != Some(kept.facts.fingerprint) => {
-                writeln!(out, "{label}: a new certificate is served, valid until {}", timestamp(kept.facts.not_after))?;
-                Ok(Some(true))
-            }
-            (_, Some(trouble)) => {
-                let mut err = anstream::stderr();
-                writeln!(err, "error: {label}: {}", trouble.text)?;
-                if !trouble.help.is_empty() {
-                    writeln!(err, "help: {}", trouble.help)?;
-                }
-                if let Some(next) = ledger.next_attempt {
-                    writeln!(err, "the next attempt is at {}", timestamp(next))?;
-                }
-                Ok(Some(false))
-            }
-            (Some(_), None) => {
-                let next = ledger.next_renewal.map(|time| format!(" before {}", timestamp(time))).unwrap_or_default();
-                writeln!(out, "{label}: nothing is due{next}; --force orders a new certificate now")?;
-                Ok(Some(true))
-            }
-            (None, None) => {
-                writeln!(
-                    anstream::stderr(),
-                    "error: {label}: there is no certificate, and no reason: see the log of tidegate"
-                )?;
-                Ok(Some(false))
-            }
+        let mut err = anstream::stderr();
+        writeln!(err, "error: {label}: {}", answer.text)?;
+        if !answer.help.is_empty() {
+            writeln!(err, "help: {}", answer.help)?;
         }
+        if let Some(next) = ledger.next_attempt {
+            writeln!(err, "the next attempt is at {}", timestamp(next))?;
+        }
+        Ok(Some(false))
     }
 }
 
