@@ -27,6 +27,8 @@ FAULTS = {
     "no-issuer": {},
     "refuse-validation": {},
 }
+# A CA that could not validate a name counts that against it, a few an hour: no edge should hurry back.
+PATIENT = "refuse-validation"
 # Attempts of which the times are shown. Two gaps show whether they grow.
 ATTEMPTS = 3
 # Of one attempt in the log to the next: the longest backoff, and a client's own deadline before it.
@@ -76,7 +78,7 @@ def one(world, report, place, fault, site, address):
         authority.fault(wanted.get("fault", fault), **{key: value for key, value in wanted.items() if key != "fault"})
         failures = []
         mark = edge.mark()
-        while len(failures) < ATTEMPTS:
+        while len(failures) < (ATTEMPTS - 1 if fault == PATIENT else ATTEMPTS):
             failed = edge.event("certificate_failed", within=NEXT, after=mark, site=site)
             mark = edge.lines.index(failed) + 1
             failures.append(failed)
@@ -87,7 +89,10 @@ def one(world, report, place, fault, site, address):
         report.fact(f"the last report: {message(failures[-1])}")
         authority.mend()
         began = time.monotonic()
-        issued = edge.event("certificate_issued", within=RECOVERY, after=mark, site=site)
+        if fault == PATIENT:
+            done = edge.command("certs", "renew", site, "--force")
+            report.check("certs renew --force does not wait for the next attempt", done.returncode == 0, done.stderr)
+        issued = edge.event("certificate_issued", "certificate_loaded", within=RECOVERY, after=mark, site=site)
         new = served(address, site, authority.root)
         report.check(f"a new certificate within {RECOVERY} s of the CA's return",
                      new.is_trusted and new.sha256 != old.sha256, f"{issued['seen'] - began:.0f} s")
@@ -123,7 +128,7 @@ def absent(world, report, place):
             local = served(address, site)
             took = time.monotonic() - began
             report.check("with the CA down at the start the local certificate is served at once",
-                         bool(local.chain) and "Test" not in local.issuer and took < 2, f"{took:.2f} s, {local}")
+                         "local CA" in local.issuer and took < 2, f"{took:.2f} s, {local}")
             failed = edge.event("certificate_failed", site=site)
             report.fact(f"the report: {message(failed)}")
             mark = edge.mark()
