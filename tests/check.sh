@@ -152,6 +152,10 @@ acme() {
         skip "tests/acme/run needs root, for a network namespace of its own"
         return
     fi
+    if ! unshare --net --mount --pid --fork true 2>/dev/null; then
+        skip "no namespaces may be made here"
+        return
+    fi
     for program in pebble pebble-challtestsrv named cc nsenter; do
         if ! PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null; then
             skip "$program is not installed (tests/setup.sh --without-gateway)"

@@ -58,7 +58,8 @@ def check(world, report, place):
         shown = served(EDGE, SITE, authority.root)
         report.check("issued: site, names, end and fingerprints",
                      told["site"] == SITE and SITE in told["names"] and told["not_after"]
-                     and plain(told["sha256"]) == shown.sha256 and is_pin(told["spki_sha256"], shown), told)
+                     and plain(told["sha256"]) == shown.sha256 and is_pin(told["spki_sha256"], shown),
+                     told)
         authority.fault("refuse-validation")
         told = pipe.event("failed", 90)
         report.check("failed: the CA's words, and when it is tried again",

@@ -30,8 +30,10 @@ def check(world, report, place):
             ends = sorted(load.seen.values())
             gaps = [later - earlier for earlier, later in zip(ends, ends[1:])]
             report.check(f"{site} is renewed in time, and not more often than that",
-                         len(load.seen) >= world.seconds // LIFETIME and len(orders) <= 2 + world.seconds / (LIFETIME / 3),
+                         len(load.seen) >= world.seconds // LIFETIME and len(orders) <= 2 + 3 * world.seconds / LIFETIME,
                          f"{len(load.seen)} certificates seen, {len(orders)} orders, {SITES[site]}, seconds apart: "
                          f"{' '.join(f'{gap:.0f}' for gap in gaps)}")
+        early = edge.events("certificate_expiring")
+        report.check("nobody is alarmed by renewals that go well", not early, f"{len(early)} alarms")
         failed = edge.events("certificate_failed")
         report.check("no order failed", not failed, f"{failed[:2]}" if failed else "")

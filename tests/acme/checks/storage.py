@@ -81,7 +81,8 @@ def while_running(world, report, place, authority, disk, what, damage, repair, w
         load.judge(report, "handshakes go on")
         repair(disk)
         edge.event("certificate_issued", within=120, after=mark, site=SITE)
-        report.check("when it is well again, the next certificate is there", served(EDGE, SITE, authority.root).is_trusted)
+        report.check("when it is well again, the next certificate is there",
+                     served(EDGE, SITE, authority.root).is_trusted)
 
 
 def at_start(world, report, place, authority, disk, what, damage, repair, words):
