@@ -55,8 +55,9 @@ def defaults(report, edge, pebble):
     for site, table in SITES.items():
         edge.got(site)
         shown(report, pebble, site, [site, *table.get("aliases", [])])
-    rejected = [line for line in pebble.lines if "bad nonce" in line.lower() or "badNonce" in line]
-    report.fact(f"Pebble says of nonces: {len(rejected)} lines")
+    # Pebble is silent about the nonces that it rejects; a certificate takes about eight requests without that.
+    signed = [line for line in pebble.lines if " POST /" in line]
+    report.fact(f"{len(signed)} signed requests for {len(SITES) + 2} certificates")
 
 
 def commands(report, edge, pebble):
