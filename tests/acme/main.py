@@ -10,7 +10,7 @@ from types import SimpleNamespace
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from checks import alerts, faults, names, outage, pebble, renewals, start, storage, suggestions, two
+from checks import alerts, faults, names, outage, pebble, persist, renewals, start, storage, suggestions, two
 from report import Report
 
 SCENARIOS = {
@@ -22,6 +22,7 @@ SCENARIOS = {
     "two-processes": two.check,
     "storage": storage.check,
     "names": names.check,
+    "persist": persist.check,
     "ari": suggestions.check,
     "alerts": alerts.check,
 }
