@@ -10,7 +10,7 @@ from types import SimpleNamespace
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from checks import alerts, faults, names, outage, pebble, persist, renewals, start, storage, suggestions, two
+from checks import alerts, faults, hostile, names, outage, pebble, persist, renewals, start, storage, suggestions, two
 from report import Report
 
 SCENARIOS = {
@@ -25,6 +25,7 @@ SCENARIOS = {
     "persist": persist.check,
     "ari": suggestions.check,
     "alerts": alerts.check,
+    "hostile": hostile.check,
 }
 
 
