@@ -4,6 +4,7 @@
 //! and removed by value, never replaced. One file for each way to write a zone; `persist` writes nothing.
 
 pub mod acme_dns;
+pub mod ask;
 pub mod cloudflare;
 pub mod exec;
 pub mod issue;
@@ -20,11 +21,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use hickory_proto::rr::Name;
 use tokio::time::{Instant, sleep};
 
-use crate::acme::dns::resolver::{LookupError, Resolver, ZoneServer};
+use crate::acme::dns::resolver::{LookupError, Resolver, ZoneServer, a_few_at_once};
 use crate::addr::HostName;
 use crate::https::HttpsClient;
 use crate::site::acme::{AcmePolicy, DnsProvider, DnsRule};
@@ -135,7 +135,7 @@ impl Dns {
             };
             let views = match found {
                 Ok(found) => {
-                    let views = join_all(found.iter().map(|server| view(server, record))).await;
+                    let views = views(&found, record).await;
                     servers = Some(found);
                     Ok(views)
                 }
@@ -263,8 +263,17 @@ enum View {
 const LATE: &str = "a longer `propagation` gives slow servers time; a server that never gets the record is no \
                     secondary of the zone any more, or its transfers fail";
 
-async fn view(server: &ZoneServer, record: &Record) -> View {
-    let looks = join_all(server.addresses.iter().map(|address| look(*address, server.is_given, record))).await;
+/// What all servers show.
+async fn views(servers: &[ZoneServer], record: &Record) -> Vec<View> {
+    let all = servers.iter().flat_map(|server| server.addresses.iter().map(|address| (*address, server.is_given)));
+    let looks = a_few_at_once(all.map(|(address, recurse)| look(address, recurse, record)).collect()).await;
+    let mut looks = looks.into_iter();
+    let of_one = |server: &ZoneServer| view(server, looks.by_ref().take(server.addresses.len()).collect());
+    servers.iter().map(of_one).collect()
+}
+
+/// What one server shows, by the word of each of its addresses.
+fn view(server: &ZoneServer, looks: Vec<View>) -> View {
     let mut silent = Vec::new();
     let mut shows = false;
     for look in looks {
@@ -287,7 +296,7 @@ async fn look(address: SocketAddr, recurse: bool, record: &Record) -> View {
         Ok(values) if values.iter().any(|value| **value == *record.value) => View::Shows,
         Ok(values) if values.is_empty() => View::Other("shows no TXT record".into()),
         Ok(values) => View::Other(format!("shows only {}", list(&values))),
-        Err(resolver::Fault::Code(code)) => View::Other(format!("answers {}", resolver::code_name(code))),
+        Err(ask::Fault::Code(code)) => View::Other(format!("answers {}", ask::code_name(code))),
         Err(fault) => View::Silent(format!("{address}: {fault}")),
     }
 }

@@ -6,10 +6,9 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures_util::future::join_all;
 
 use crate::acme::dns::issue::IssueValue;
-use crate::acme::dns::resolver::{self, LookupError, Resolver};
+use crate::acme::dns::resolver::{self, LookupError, Resolver, a_few_at_once};
 use crate::addr::HostName;
 use crate::site::acme::DnsRule;
 
@@ -98,7 +97,7 @@ pub async fn is_there(
     let start = resolver::below(LABEL, wanted.name)?;
     let (name, authority) = resolver.end_of_chain(&start, &rule.servers).await?;
     let all = authority.servers.iter().flat_map(|server| server.addresses.iter().map(|at| (*at, server.is_given)));
-    let views = join_all(all.map(|(address, recurse)| resolver::shown(address, &name, recurse))).await;
+    let views = a_few_at_once(all.map(|(address, recurse)| resolver::shown(address, &name, recurse)).collect()).await;
     // The best view: CAs may come again when another server has been slow.
     let standings = views.into_iter().filter_map(Result::ok).map(|values| judge(&values, wanted, now));
     let best = standings.min_by_key(|standing| match standing {

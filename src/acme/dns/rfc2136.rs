@@ -14,7 +14,7 @@ use hickory_proto::rr::rdata::tsig::{TsigAlgorithm as Algorithm, TsigError};
 use hickory_proto::rr::{DNSClass, Name, RData, Record as Rr, RecordType, TSigner};
 use tokio::time::timeout;
 
-use crate::acme::dns::resolver::{by_tcp, code_name};
+use crate::acme::dns::ask::{by_tcp, code_name};
 use crate::acme::dns::{DnsError, Record};
 use crate::site::acme::{Rfc2136, TsigAlgorithm};
 
