@@ -44,6 +44,7 @@ pub(super) async fn delete(server: &Rfc2136, record: &Record) -> Result<(), DnsE
 
 async fn update(server: &Rfc2136, record: &Record, class: DNSClass, ttl: u32) -> Result<(), DnsError> {
     let zone = zone(server, &record.name).await?;
+    record.mark(true);
     let mut message = Message::query();
     message.metadata.op_code = OpCode::Update;
     // RFC 2136 2: the sections of an update are those of a query under other names: zone, prerequisites, changes.

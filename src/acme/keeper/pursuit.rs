@@ -118,8 +118,7 @@ impl Keeper {
         let names = tls::patterns(site);
         let ca = Ca::reach(directory).await?;
         let mut opened = account::open(&ca, policy, store).await?;
-        let dns = Dns::new(policy)
-            .map_err(|error| AcmeFault::new(Blame::Setup, "dns-provider", error.to_string(), error.help()))?;
+        let dns = Dns::new(policy);
         stages.tell("looking at the names".into());
         self.check_names(&ca, &dns, policy, &names, opened.identity(&ca)).await?;
 
