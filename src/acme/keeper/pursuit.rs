@@ -20,7 +20,7 @@ use crate::site::acme::{AcmePolicy, Challenge, Directory};
 use crate::site::{Site, SiteTable};
 use crate::tls;
 
-/// Each such attempt asks the CA although another machine seems to answer for the name.
+/// Each such attempt asks the CA although what this machine sees of the DNS and the network is against it.
 const INSIST: u32 = 6;
 
 impl Keeper {
@@ -185,7 +185,7 @@ impl Keeper {
         .await;
         // What answers a machine inside may differ from what answers the world: the CA has the last word now and then.
         let insists = self.ledger.failures % INSIST == INSIST - 1;
-        let holds = |finding: &Finding| finding.is_certain && !(insists && finding.code == "foreign-answer");
+        let holds = |finding: &Finding| finding.is_certain && !(insists && finding.is_world);
         let (certain, doubts): (Vec<_>, Vec<_>) = found.into_iter().partition(holds);
         let mut told = Vec::new();
         for doubt in doubts {
