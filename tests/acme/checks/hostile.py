@@ -92,7 +92,7 @@ def alias_fallback(world, report, place):
         with Edge(world, place, [SITE], first.acme(fallback=[stands_in])) as edge:
             edge.got(SITE)
             first.fault("429", at=["newOrder"], retry_after=5)
-            edge.file.write_text(edge.compose({SITE: {"aliases": [ALIAS]}}, first.acme(fallback=[stands_in])))
+            edge.config.write_text(edge.compose({SITE: {"aliases": [ALIAS]}}, first.acme(fallback=[stands_in])))
             mark = edge.mark()
             os.kill(edge.pid, signal.SIGHUP)
             said = edge.event("certificate_failed", "certificate_issued", after=mark, site=SITE)
@@ -205,7 +205,7 @@ def exact_beside_wildcard(world, report, place):
             edge.got("*.example.com")
             before = served(EDGE, SITE, authority.root)
             authority.fault("503", at=["newOrder"])
-            edge.file.write_text(edge.compose(["*.example.com", SITE], acme))
+            edge.config.write_text(edge.compose(["*.example.com", SITE], acme))
             mark = edge.mark()
             os.kill(edge.pid, signal.SIGHUP)
             edge.event("certificate_failed", after=mark, site=SITE)
@@ -226,7 +226,7 @@ def files_to_acme(world, report, place):
     with Edge(world, place, {SITE: {"certificate": {"cert": str(pem), "key": {"file": str(pem)}}}}, authority_acme(authority),
               name="files") as edge:
         before = served(EDGE, SITE, authority.root)
-        edge.file.write_text(edge.compose([SITE], authority_acme(authority)))
+        edge.config.write_text(edge.compose([SITE], authority_acme(authority)))
         mark = edge.mark()
         os.kill(edge.pid, signal.SIGHUP)
         edge.event("certificate_failed", after=mark, site=SITE)
@@ -258,7 +258,7 @@ def as_nobody(world, place):
 
 def as_root(world, edge, *arguments, within=30):
     """A command of the operator, who is root."""
-    command = [str(world.options.edge), *arguments, "-c", str(edge.file)]
+    command = [str(world.options.edge), *arguments, "-c", str(edge.config)]
     try:
         done = subprocess.run(command, env=edge.env, cwd=edge.dir, capture_output=True, timeout=within, text=True)
         return f"{arguments}: status {done.returncode}, {done.stdout!r} {done.stderr!r}"
@@ -353,8 +353,8 @@ def new_storage(world, report, place):
     with Names([(SITE, "A", EDGE)]), Authority(world, place, "--no-ari") as authority, \
             Edge(world, place, [SITE], authority.acme()) as edge:
         edge.got(SITE)
-        text = edge.file.read_text()
-        edge.file.write_text(text.replace(str(edge.storage), str(edge.dir / "storage-2")))
+        text = edge.config.read_text()
+        edge.config.write_text(text.replace(str(edge.storage), str(edge.dir / "storage-2")))
         os.kill(edge.pid, signal.SIGHUP)
         time.sleep(5)
         kept = list((edge.dir / "storage-2").rglob("certificate.pem"))
@@ -514,7 +514,7 @@ def local_to_acme_refuse(world, report, place):
     """A site moves from the local authority to the CA by a reload, with `pending = "refuse"`."""
     with Names([(SITE, "A", EDGE)]), Authority(world, place, "--no-ari") as authority, \
             Edge(world, place, {SITE: {"certificate": "local"}}, authority.acme(pending="refuse")) as edge:
-        edge.file.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
+        edge.config.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
         os.kill(edge.pid, signal.SIGHUP)
         time.sleep(20)
         shown = served(EDGE, SITE, authority.root)
@@ -538,7 +538,7 @@ def files_to_acme_refuse(world, report, place):
         authority.lifetime("90d")
         files = {SITE: {"certificate": {"cert": str(pem), "key": {"file": str(pem)}}}}
         with Edge(world, place, files, authority.acme(pending="refuse")) as edge:
-            edge.file.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
+            edge.config.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
             os.kill(edge.pid, signal.SIGHUP)
             time.sleep(50)
 
