@@ -1,4 +1,7 @@
-"""What a review found: each check says what should be, and fails while it is not."""
+"""Hostile and unlucky surroundings: CAs, DNS, clocks, disks, restarts, operators. Each check says what should be.
+
+`HOSTILE="part part" tests/acme/run hostile` runs some of them. Much of this is about what must not happen, so it waits for a
+while and then counts."""
 
 import json
 import os
@@ -99,21 +102,6 @@ def alias_fallback(world, report, place):
             shown = served(EDGE, SITE, first.root)
             report.check("a good certificate of the first CA is not replaced by one of the fallback for an alias",
                          shown.is_trusted, f"{said.get('message')}; now {shown}")
-
-
-def fallback_back(world, report, place):
-    """The first CA is back; the certificate is the fallback's."""
-    with Names([(SITE, "A", EDGE)]), Authority(world, place, "--no-ari", name="first") as first, \
-            Authority(world, place, "--no-ari", name="second") as second:
-        stands_in = {"directory": second.directory, "root": second.root}
-        first.fault("429", at=["newOrder"], retry_after=1)
-        with Edge(world, place, [SITE], first.acme(fallback=[stands_in])) as edge:
-            edge.got(SITE)
-            first.mend()
-            time.sleep(130)
-            report.check("after the first CA is back, its certificate takes the place of the fallback's",
-                         served(EDGE, SITE, first.root).is_trusted,
-                         f"130 s later {len(first.issued(SITE))} by the first, {len(second.issued(SITE))} by the second")
 
 
 def first_puts_off(world, report, place):
@@ -748,7 +736,7 @@ def broken_alias(world, report, place):
                      f"{shown}; {edge.events('certificate_failed')[-1:]}")
 
 
-PARTS = [revoked_stays, clock_ahead, clock_poison, clock_behind, alias_fallback, fallback_back, first_puts_off, crash_loop,
+PARTS = [revoked_stays, clock_ahead, clock_poison, clock_behind, alias_fallback, first_puts_off, crash_loop,
          restarts_ari, lost_key, exact_beside_wildcard, files_to_acme, root_renews, root_first, no_system_roots,
          stopped_in_order, forced_failure, new_storage,
          ari_past, forgiven, address_everywhere, hostile_ca, local_to_acme_refuse, files_to_acme_refuse,
