@@ -117,6 +117,11 @@ const TABLE: &[Row] = &[
     (3, "acme/keeper", &["words", "acme", "acme/", "acme/keeper/", "site", "site/", "tls", "tls/certs"]),
     (
         3,
+        "acme/keeper/outcome",
+        &["words", "acme/", "acme/keeper", "acme/keeper/pursuit", "site", "site/", "tls", "tls/certs"],
+    ),
+    (
+        3,
         "acme/keeper/pursuit",
         &["words", "acme/", "acme/dns/persist", "acme/keeper", "acme/keeper/stages", "site", "site/", "tls"],
     ),

@@ -76,7 +76,7 @@ impl Keeper {
                 Err(fault) => AcmeFault { text: format!("{}: {}", directory.name, fault.text), ..fault },
             };
             // Elsewhere these would be no better, and a failed validation costs there too.
-            let is_over = matches!(fault.blame, Blame::Validation | Blame::Storage) || &*fault.kind == "stopped";
+            let is_over = matches!(fault.blame, Blame::Validation | Blame::Storage) || &*fault.kind == order::STOPPED;
             all = Some(match all {
                 None => fault,
                 Some(first) => together(first, fault),
