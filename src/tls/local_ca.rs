@@ -31,7 +31,7 @@ use crate::addr::HostPattern;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
 use crate::snapshot::Snapshot;
-use crate::storage::{private_directory, write_whole};
+use crate::storage::{private_file, write_whole};
 
 /// The authority. Its key is in memory while this value lives; open it when a leaf is due.
 pub struct LocalCa {
@@ -67,7 +67,7 @@ impl LocalCa {
         if let Some(found) = Self::read(&directory)? {
             return Ok(found);
         }
-        Self::create(&directory).map_err(|error| {
+        Self::create(storage, &directory).map_err(|error| {
             TlsError::new(
                 "cannot create the local certificate authority in",
                 "make `storage` writable, or set another one",
@@ -189,17 +189,16 @@ impl LocalCa {
         Ok(Self { issuer, subject, name, pem, der, path, not_after })
     }
 
-    fn create(directory: &Path) -> io::Result<()> {
-        private_directory(directory)?;
+    fn create(storage: &Path, directory: &Path) -> io::Result<()> {
         // Two processes that start together must not make two authorities. The lock ends with the file.
-        let lock = File::options().create(true).append(true).mode(0o600).open(directory.join("lock"))?;
+        let lock = private_file(storage, directory, "lock")?;
         lock.lock()?;
         if directory.join("root.pem").exists() {
             return Ok(());
         }
         let (root, key) = new_root()?;
-        write_whole(directory, "root.key", key.serialize_pem().as_bytes())?;
-        write_whole(directory, "root.pem", root.pem().as_bytes())
+        write_whole(storage, directory, "root.key", key.serialize_pem().as_bytes())?;
+        write_whole(storage, directory, "root.pem", root.pem().as_bytes())
     }
 }
 
@@ -353,9 +352,14 @@ fn serial() -> Result<SerialNumber, aws_lc_rs::error::Unspecified> {
 
 /// Takes the key away from everybody else, should a copy or a backup have opened it.
 fn keep_private(key: &Path) -> io::Result<()> {
-    let mode = fs::metadata(key)?.permissions().mode();
+    // Not through a link: root could be led to close a file of the system by it.
+    let opened = match File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(key) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(()),
+        opened => opened?,
+    };
+    let mode = opened.metadata()?.permissions().mode();
     if mode & 0o077 != 0 {
-        fs::set_permissions(key, Permissions::from_mode(0o600))?;
+        opened.set_permissions(Permissions::from_mode(0o600))?;
         tracing::warn!(file = %key.display(), "the key of the local authority was readable by others: now it is not");
     }
     Ok(())
