@@ -43,6 +43,7 @@ use doors::Doors;
 
 pub use fault::StartError;
 pub use log::Log;
+pub(crate) use log::printable;
 
 /// What the machine gives the process.
 #[derive(Debug)]

@@ -45,6 +45,8 @@ pub struct LocalCa {
     not_after: OffsetDateTime,
 }
 
+/// What the name of each root begins with.
+pub const NAME: &str = "tidegate local CA";
 /// Ten years: the root is installed by hand on each client, so it should outlive them.
 const ROOT_LIFETIME: time::Duration = time::Duration::days(3650);
 /// 90 days, as public authorities do: a stolen leaf is of no use for long, every client accepts it
@@ -56,13 +58,18 @@ const SKEW: time::Duration = time::Duration::hours(1);
 /// short because a timer does not run while a laptop sleeps.
 const LOOK: Duration = Duration::from_secs(3600);
 
+/// Where it is kept below `storage`.
+const DIRECTORY: &str = "local-ca";
+/// Its certificate there.
+const ROOT: &str = "root.pem";
+
 impl LocalCa {
     /// Opens the authority under `storage`, and creates it if there is none.
     ///
     /// # Errors
     /// When its files cannot be read, written or used; the remedy is in the error.
     pub fn open(storage: &Path) -> Result<Self, TlsError> {
-        let directory = storage.join("local-ca");
+        let directory = storage.join(DIRECTORY);
         // The root is written last and at once, so where it is, the key is whole too.
         if let Some(found) = Self::read(&directory)? {
             return Ok(found);
@@ -149,7 +156,7 @@ impl LocalCa {
 
     /// The authority in a directory, when there is one.
     fn read(directory: &Path) -> Result<Option<Self>, TlsError> {
-        let (cert, key) = (directory.join("root.pem"), directory.join("root.key"));
+        let (cert, key) = (directory.join(ROOT), directory.join("root.key"));
         let unreadable = |file: &Path, error: io::Error| {
             let help = match error.kind() {
                 io::ErrorKind::PermissionDenied => "run this as the user that tidegate runs as, or as root",
@@ -183,7 +190,7 @@ impl LocalCa {
             return Err(format!("it expired on {}", not_after.date()).into());
         }
         let name = root.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-        let name = name.unwrap_or("tidegate local CA").to_owned();
+        let name = name.unwrap_or(NAME).to_owned();
         let subject = subject::text(root.subject());
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
         Ok(Self { issuer, subject, name, pem, der, path, not_after })
@@ -193,13 +200,20 @@ impl LocalCa {
         // Two processes that start together must not make two authorities. The lock ends with the file.
         let lock = private_file(storage, directory, "lock")?;
         lock.lock()?;
-        if directory.join("root.pem").exists() {
+        if directory.join(ROOT).exists() {
             return Ok(());
         }
         let (root, key) = new_root()?;
         write_whole(storage, directory, "root.key", key.serialize_pem().as_bytes())?;
-        write_whole(storage, directory, "root.pem", root.pem().as_bytes())
+        write_whole(storage, directory, ROOT, root.pem().as_bytes())
     }
+}
+
+/// The subject of the authority under `storage`, as its leaves name it; `None` where it is not there or not readable.
+/// Nothing is made.
+pub fn subject_in(storage: &Path) -> Option<String> {
+    let pem = fs::read(storage.join(DIRECTORY).join(ROOT)).ok()?;
+    subject::of_certificate(&CertificateDer::from_pem_slice(&pem).ok()?)
 }
 
 /// A root and its key.
@@ -210,7 +224,7 @@ fn new_root() -> io::Result<(rcgen::Certificate, KeyPair)> {
     // A name of its own: with two roots of one name, clients may try the wrong key and give up.
     let mut mark = [0; 4];
     rand::fill(&mut mark).map_err(io::Error::other)?;
-    let name = format!("tidegate local CA {:08x}", u32::from_be_bytes(mark));
+    let name = format!("{NAME} {:08x}", u32::from_be_bytes(mark));
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -319,7 +333,7 @@ fn renew_due(table: &SiteTable, certs: &CertStore, now: OffsetDateTime) -> Resul
 }
 
 /// When a leaf is renewed: after two thirds of its lifetime, so that a month is left to notice.
-fn renewal(facts: &CertFacts) -> OffsetDateTime {
+pub fn renewal(facts: &CertFacts) -> OffsetDateTime {
     facts.not_before + (facts.not_after - facts.not_before) * 2 / 3
 }
 
