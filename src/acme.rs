@@ -142,10 +142,10 @@ async fn settle(
         *presence = mark(&store).await.map(|lock| (storage.to_owned(), lock));
     }
     if watcher.as_ref().is_none_or(|(of, _)| of != storage) {
-        let (directory, eyes) = (store.certificates(), eyes.clone());
+        let (place, directory, eyes) = (storage.to_owned(), store.certificates(), eyes.clone());
         // Without events the keepers look once a minute.
         let armed = off_thread(move || {
-            let armed = private_directory(&directory).ok().and_then(|()| {
+            let armed = private_directory(&place, &directory).ok().and_then(|()| {
                 let mut watcher = notify::recommended_watcher(move |event| eyes.see(event)).ok()?;
                 watcher.watch(&directory, RecursiveMode::Recursive).ok()?;
                 Some(watcher)

@@ -43,6 +43,7 @@ use doors::Doors;
 
 pub use fault::StartError;
 pub use log::Log;
+pub(crate) use log::printable;
 
 /// What the machine gives the process.
 #[derive(Debug)]
@@ -421,7 +422,7 @@ async fn prepare(table: &SiteTable, certs: &Arc<CertStore>, policies: &Policies)
 
 /// Says loudly that certificates cannot be kept. What is there is served all the same, so this is no reason to stop.
 fn warn_of_storage(directory: &Path) {
-    let Err(error) = storage::probe(directory) else { return };
+    let Err(error) = storage::probe(directory, directory) else { return };
     let (why, help) = storage::words(&error);
     let place = directory.display();
     tracing::error!(

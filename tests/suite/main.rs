@@ -8,6 +8,7 @@ mod harness;
 
 mod answers;
 mod attack;
+mod certs;
 mod config_cli;
 mod docs;
 mod drain;

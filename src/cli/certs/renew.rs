@@ -1,11 +1,13 @@
 //! `tidegate certs renew` and `revoke`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use instant_acme::{RevocationReason, RevocationRequest};
+use rustls::pki_types::CertificateDer;
 
+use super::{say, served};
 use crate::acme::account;
 use crate::acme::ca::Ca;
 use crate::acme::event::timestamp;
@@ -34,21 +36,51 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Fast enough for a person; each look is two small files.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A new certificate for every site at once is seldom meant, and CAs count: asks the person at the terminal. `Some` when it
+/// is not wanted.
+pub(super) fn not_for_all(sites: &[&Site]) -> io::Result<Option<Exit>> {
+    let mut err = anstream::stderr();
+    let (input, count) = (io::stdin(), sites.len());
+    if !(input.is_terminal() && io::stderr().is_terminal()) {
+        writeln!(err, "error: --force without a name orders a new certificate for every site ({count})")?;
+        writeln!(err, "help: name the sites, or add --all")?;
+        return Ok(Some(Exit::WrongInput));
+    }
+    let names: Vec<&str> = sites.iter().map(|site| &*site.label).collect();
+    write!(err, "order {count} new certificates now ({})? CAs allow few of them a week [y/N] ", names.join(", "))?;
+    err.flush()?;
+    let mut answer = String::new();
+    input.read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(None);
+    }
+    writeln!(err, "nothing is ordered")?;
+    Ok(Some(Exit::CouldNotRun))
+}
+
 /// Asks the process that serves, and follows what it does.
 pub(super) fn renew(table: &SiteTable, store: &Store, sites: &[&Site], force: bool) -> io::Result<Exit> {
     let mut err = anstream::stderr();
+    let certificates = store.certificates();
+    if let Err(error) = certificates.metadata()
+        && error.kind() == io::ErrorKind::PermissionDenied
+    {
+        return refused(&StoreError { what: "read", file: certificates, source: error });
+    }
     if !store.is_served() {
         writeln!(err, "error: no tidegate serves from {}", table.edge.storage.display())?;
-        writeln!(err, "help: start it: it orders what is due by itself; or run this as the user that it runs as")?;
+        writeln!(err, "help: start it: it orders what is due by itself")?;
         return Ok(Exit::CouldNotRun);
     }
     let mut waiting = Vec::new();
     for site in sites {
+        // What a process that was killed was at is no news.
+        let stage = store.ledger(&site.host).stage;
         let request = Request { id: plan::number(), force };
         if let Err(error) = store.ask(&site.host, request) {
             return refused(&error);
         }
-        waiting.push(Waiting { site, id: request.id, stage: None });
+        waiting.push(Waiting { site, id: request.id, stage });
     }
     let until = Instant::now() + PATIENCE;
     let mut exit = Exit::Fine;
@@ -87,20 +119,20 @@ impl Waiting<'_> {
         let Some(answer) = ledger.answer.filter(|answer| answer.id == self.id) else {
             if let Some(stage) = ledger.stage.filter(|stage| self.stage.as_ref() != Some(stage)) {
                 let mut out = io::stdout().lock();
-                writeln!(out, "{label}: {stage}")?;
+                say(&mut out, &format!("{label}: {stage}"))?;
                 out.flush()?;
                 self.stage = Some(stage);
             }
             return Ok(None);
         };
         if answer.is_fine {
-            writeln!(io::stdout().lock(), "{label}: {}", answer.text)?;
+            say(&mut io::stdout().lock(), &format!("{label}: {}", answer.text))?;
             return Ok(Some(true));
         }
         let mut err = anstream::stderr();
-        writeln!(err, "error: {label}: {}", answer.text)?;
+        say(&mut err, &format!("error: {label}: {}", answer.text))?;
         if !answer.help.is_empty() {
-            writeln!(err, "help: {}", answer.help)?;
+            say(&mut err, &format!("help: {}", answer.help))?;
         }
         if let Some(next) = ledger.next_attempt {
             writeln!(err, "the next attempt is at {}", timestamp(next))?;
@@ -119,7 +151,8 @@ pub(super) fn revoke(table: &SiteTable, store: &Store, site: &Site, reason: Reas
             return Ok(Exit::CouldNotRun);
         }
         Err(error) => {
-            writeln!(err, "error: {error}\nhelp: {}", error.help())?;
+            say(&mut err, &format!("error: {error}"))?;
+            say(&mut err, &format!("help: {}", error.help()))?;
             return Ok(Exit::CouldNotRun);
         }
     };
@@ -143,10 +176,31 @@ pub(super) fn revoke(table: &SiteTable, store: &Store, site: &Site, reason: Reas
         return refused(&error);
     }
     if !store.is_served() {
-        println("a new certificate is ordered when tidegate starts")?;
+        let storage = table.edge.storage.display();
+        println(&format!("no tidegate serves from {storage}: a new certificate is ordered when it starts"))?;
         return Ok(Exit::Fine);
     }
-    renew(table, store, &[site], true)
+    println(&format!("{}: it is served until a new one is there", site.label))?;
+    let exit = renew(table, store, &[site], true)?;
+    if exit != Exit::Fine {
+        say(&mut err, &format!("{}: {}", site.label, what_is_left(table, site, leaf)))?;
+    }
+    Ok(exit)
+}
+
+/// What is served after a certificate was revoked and no new one came.
+fn what_is_left(table: &SiteTable, site: &Site, revoked: &CertificateDer<'_>) -> String {
+    match served::chain(&site.host, &table.listener(site.listener).https) {
+        Ok(chain) if chain.first() == Some(revoked) => {
+            "the revoked certificate is still served, until an order succeeds \
+            or tidegate is started anew: clients that ask about revocation refuse it"
+                .into()
+        }
+        Ok(_) => "the revoked certificate is not served any more; see `tidegate certs list`".into(),
+        Err(silence) => format!(
+            "the revoked certificate is served until an order succeeds, as far as can be told from here: {silence}"
+        ),
+    }
 }
 
 async fn revoke_at(
@@ -184,9 +238,9 @@ impl From<Reason> for RevocationReason {
 
 pub(super) fn failed(fault: &AcmeFault) -> io::Result<Exit> {
     let mut err = anstream::stderr();
-    writeln!(err, "error: {fault}")?;
+    say(&mut err, &format!("error: {fault}"))?;
     if !fault.help.is_empty() {
-        writeln!(err, "help: {}", fault.help)?;
+        say(&mut err, &format!("help: {}", fault.help))?;
     }
     Ok(Exit::CouldNotRun)
 }
@@ -197,5 +251,5 @@ fn refused(error: &StoreError) -> io::Result<Exit> {
 }
 
 fn println(text: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{text}")
+    say(&mut io::stdout().lock(), text)
 }
