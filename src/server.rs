@@ -33,6 +33,7 @@ use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::ocsp;
+use crate::policy::switch;
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::storage;
@@ -322,6 +323,8 @@ impl Server {
         supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
         let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+        let snapshot = self.parts.snapshot.clone();
+        supervise("maintenance", move || switch::watch(snapshot.clone()));
         let certs = self.certs.clone();
         supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
@@ -398,7 +401,12 @@ async fn requests_ended(drain: &Drain, until: Instant) {
 
 /// Reads and compiles the configuration, away from the threads that drive sockets and signals.
 async fn load(source: Input) -> Result<Loaded, StartError> {
-    let loading = tokio::task::spawn_blocking(move || source.load());
+    let loading = tokio::task::spawn_blocking(move || {
+        let loaded = source.load()?;
+        // Before anything is served by it: a site under maintenance is under maintenance from its first request on.
+        switch::look(&loaded.table);
+        Ok(loaded)
+    });
     off_thread(loading).await?.map_err(StartError::Config)
 }
 
@@ -543,6 +551,7 @@ pub(crate) mod tests {
         };
         let route = Route {
             condition: Condition::default(),
+            access: None,
             action: Action::Forward(forward),
             timeouts: Timeouts::default(),
             limits: Limits::default(),

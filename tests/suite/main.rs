@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod access;
 mod answers;
 mod attack;
 mod certs;
