@@ -232,7 +232,7 @@ impl HttpClient for Line {
         Box::pin(async move {
             if let Some((url, body)) = &line.listing
                 && request.method() == Method::GET
-                && request.uri().to_string() == **url
+                && *request.uri() == **url
             {
                 let (parts, body) = Response::new(body.clone()).into_parts();
                 return Ok(BytesResponse { parts, body: Box::new(body) });

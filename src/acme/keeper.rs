@@ -3,6 +3,7 @@
 //! What is in force stays in force whatever happens here. Two processes on one store have a keeper for the same site:
 //! the lock decides which one orders, and the other serves what it finds.
 
+mod outcome;
 mod pursuit;
 mod stages;
 mod timing;
@@ -14,17 +15,16 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use super::event::{Event, timestamp};
-use super::fault::{AcmeFault, Blame};
+use super::fault::AcmeFault;
 use super::order::Issued;
-use super::store::{Answer, Ledger, Request, Store, StoreError, Trouble};
+use super::store::{Answer, Ledger, Request, Store, StoreError};
 use super::{Shared, off_thread, plan};
 use crate::addr::HostPattern;
-use crate::site::acme::{AcmePolicy, Pending};
+use crate::site::acme::AcmePolicy;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
 use crate::tls;
 use crate::tls::certs::{Certificate, Standing};
-use pursuit::Won;
 
 /// The keeper of one site.
 pub struct Keeper {
@@ -341,142 +341,6 @@ impl Keeper {
             && OffsetDateTime::now_utc() < plan::renewal(facts.not_before, facts.not_after, 1.0)
             // Whoever asked for a new one is served by one that is younger than the question.
             && due.request.is_none_or(|request| !request.force)
-    }
-
-    /// Puts a certificate in force for the names of a site that it has, unless a reload has taken the site away.
-    fn put_in_force(&self, site: &Arc<Site>, certificate: &Arc<Certificate>) -> bool {
-        if find(&self.shared.snapshot.keep().table, &self.host).is_none() {
-            return false;
-        }
-        let names: Vec<HostPattern> =
-            tls::patterns(site).into_iter().filter(|name| certificate.facts.covers(name)).collect();
-        self.shared.certs.renew(&names, certificate)
-    }
-
-    async fn issued(&mut self, table: &SiteTable, site: &Arc<Site>, store: &Store, won: Won) -> OffsetDateTime {
-        let Won { issued, directory, left_out } = won;
-        let certificate = Arc::clone(&issued.certificate);
-        let old = self.current(&tls::patterns(site));
-        self.put_in_force(site, &certificate);
-        let began = self.ledger.last_attempt.unwrap_or_else(OffsetDateTime::now_utc);
-        self.ledger.directory = Some(directory.url.to_string());
-        (self.ledger.issued, self.ledger.suggestion) = (Some(OffsetDateTime::now_utc()), None);
-        (self.ledger.failures, self.ledger.trouble, self.ledger.next_attempt) = (0, None, None);
-        self.unsaved = Some(issued);
-        self.save_unsaved(store).await;
-        self.keep_ledger(store).await;
-        let facts = &certificate.facts;
-        let is_key_new = old.is_some_and(|old| old.key_fingerprint() != certificate.key_fingerprint());
-        let seconds = (OffsetDateTime::now_utc() - began).as_seconds_f64();
-        tracing::info!(
-            event = "certificate_issued",
-            site = %self.host,
-            names = facts.names.join(", "),
-            directory = &*directory.name,
-            not_after = timestamp(facts.not_after),
-            sha256 = facts.fingerprint_text(),
-            seconds = (seconds * 10.0).round() / 10.0,
-            "a certificate for {} was issued by {}: valid until {}", facts.names.join(", "), directory.name, timestamp(facts.not_after)
-        );
-        let event = Event::new("issued", &site.label).of(&certificate).with("directory", &*directory.name);
-        self.shared.events.tell(event.with("key_changed", is_key_new));
-        match left_out {
-            None => OffsetDateTime::now_utc(),
-            // The rest is served; what was left out is looked at again.
-            Some(fault) => self.failed(table, site, store, fault).await,
-        }
-    }
-
-    async fn failed(&mut self, table: &SiteTable, site: &Arc<Site>, store: &Store, fault: AcmeFault) -> OffsetDateTime {
-        let now = OffsetDateTime::now_utc();
-        // Nothing was tried while another name looks for the CA.
-        let is_away = &*fault.kind == AWAY;
-        if !is_away {
-            self.ledger.failures = self.ledger.failures.saturating_add(1);
-        }
-        let mut pause = plan::pause(fault.blame, self.ledger.failures, plan::chance());
-        let current = self.current(&tls::patterns(site));
-        if let Some(current) = current.as_ref().filter(|current| current.facts.not_after > now) {
-            // A short life has no room for long pauses.
-            let quarter = Duration::try_from((current.facts.not_after - now) / 4).unwrap_or_default();
-            pause = pause.min(quarter.max(SHORTEST_PAUSE));
-        }
-        let next = match fault.not_before {
-            Some(time) if is_away => time,
-            Some(time) => time.max(now + pause),
-            None => now + pause,
-        };
-        self.ledger.next_attempt = Some(next);
-        self.ledger.trouble = Some(Trouble {
-            kind: fault.kind.to_string(),
-            text: fault.text.clone(),
-            help: fault.help.clone(),
-            is_of_ca: fault.blame == Blame::Ca,
-        });
-        self.keep_ledger(store).await;
-        if is_away {
-            tracing::debug!(event = "certificate_waits", site = %self.host, "{fault}");
-            return next;
-        }
-        let held = match &current {
-            Some(current) if current.facts.not_after > now => {
-                format!("the certificate in force is valid until {}", timestamp(current.facts.not_after))
-            }
-            Some(current) => format!("the certificate in force expired on {}", timestamp(current.facts.not_after)),
-            None if table.edge.acme.pending == Pending::Refuse => "handshakes are refused until then".to_owned(),
-            None => match self.shared.certs.acceptable(&self.host, now) {
-                Some(other) => format!(
-                    "another certificate that clients accept is served until {}",
-                    timestamp(other.facts.not_after)
-                ),
-                None => "a certificate of the local authority stands in".to_owned(),
-            },
-        };
-        let directory = table.edge.acme.directories.first().map_or("", |directory| &*directory.name);
-        let seconds = (next - now).whole_seconds().max(0);
-        // A CA that is away for a minute is no matter for a person while there is time.
-        let is_early = current.as_ref().is_some_and(|current| {
-            let facts = &current.facts;
-            now < plan::alert(facts.not_before, facts.not_after, table.edge.acme.alert_before)
-        });
-        macro_rules! say {
-            ($level:ident) => {
-                tracing::$level!(
-                    event = "certificate_failed",
-                    site = %self.host,
-                    directory,
-                    kind = &*fault.kind,
-                    attempt = self.ledger.failures,
-                    next = timestamp(next),
-                    seconds,
-                    help = fault.help,
-                    "no certificate for {}: {fault}; {held}; next attempt {} (in {seconds} s)", self.host, timestamp(next)
-                )
-            };
-        }
-        if is_early && fault.blame == Blame::Ca {
-            say!(info)
-        } else {
-            say!(warn)
-        }
-        let event = Event::new("failed", &site.label).because(&fault).with("attempt", self.ledger.failures);
-        let event = event.with("directory", directory).with("next_attempt", timestamp(next));
-        self.shared.events.tell(match &current {
-            Some(current) => event.of(current),
-            None => event,
-        });
-        next
-    }
-
-    /// Keeps a certificate that the disk has not taken yet.
-    async fn save_unsaved(&mut self, store: &Store) {
-        let Some(issued) = &self.unsaved else { return };
-        let pem = issued.pem.clone();
-        match self.on_disk(store, move |store, host| store.keep_certificate(host, &pem)).await {
-            Ok(()) => self.unsaved = None,
-            Err(fault) => tracing::error!(event = "storage", site = %self.host, help = fault.help,
-                "the new certificate of {} is served, but not kept: {fault}; tried again every minute", self.host),
-        }
     }
 
     /// What was asked for has been done, or tried: tells whoever asked.

@@ -62,6 +62,8 @@ pub struct Means<'a> {
     pub drain: &'a Drain,
 }
 
+/// The kind of a fault that is none: the process stops.
+pub const STOPPED: &str = "stopped";
 /// How long a CA may take to look for proofs. Our choice: CAs look from several places, some of which are slow, and give up
 /// after about a minute themselves.
 const PROVING: Duration = Duration::from_secs(180);
@@ -84,7 +86,7 @@ pub async fn place(ca: &Ca, account: &Account, wanted: &Wanted<'_>, means: &Mean
             Err(AcmeFault::new(Blame::Ca, "timeout", "the order was given up after 20 minutes", ""))
         }),
         () = means.drain.reached(Phase::Draining) => {
-            Err(AcmeFault::new(Blame::Setup, "stopped", "tidegate is stopping", ""))
+            Err(AcmeFault::new(Blame::Setup, STOPPED, "tidegate is stopping", ""))
         }
     };
     if timeout(TIDYING, up.take_down(means.dns)).await.is_err() {

@@ -54,7 +54,7 @@ pub fn pause(blame: Blame, failures: u32, share: f64) -> Duration {
 /// lifetimes or always says "now", or a clock that is ahead, would have certificates ordered without a pause.
 pub fn earliest(issued: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDateTime {
     let left: time::Duration = not_after - issued;
-    issued + (left / 3_i32).clamp(time::Duration::seconds(10), time::Duration::HOUR)
+    issued + (left / 10_i32).clamp(time::Duration::seconds(10), time::Duration::HOUR)
 }
 
 /// When a certificate that is still in force is a matter for a person: `before` its end, but never in the first seven
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn orders_are_never_without_a_pause() {
-        for (lifetime, expected) in [(90 * 86400, 3600), (60, 20), (9, 10)] {
+        for (lifetime, expected) in [(90 * 86400, 3600), (600, 60), (60, 10)] {
             let end = START + time::Duration::seconds(lifetime);
             assert_eq!((earliest(START, end) - START).whole_seconds(), expected, "{lifetime}");
         }

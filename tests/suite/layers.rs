@@ -100,13 +100,14 @@ const TABLE: &[Row] = &[
     (3, "acme/ca", &["acme/fault", "acme/plan", "https", "site/acme"]),
     (3, "acme/dns", &["words", "acme/dns/", "https", "site/acme"]),
     // Each provider and its error, as the parts of a group know one another.
+    (3, "acme/dns/ask", &[]),
     (3, "acme/dns/acme_dns", &["acme/dns", "acme/dns/resolver", "https", "site/acme"]),
     (3, "acme/dns/cloudflare", &["acme/dns", "https", "site/acme"]),
     (3, "acme/dns/exec", &["acme/dns", "acme/program", "site/acme"]),
     (3, "acme/dns/issue", &[]),
     (3, "acme/dns/persist", &["words", "acme/dns/issue", "acme/dns/resolver", "site/acme"]),
-    (3, "acme/dns/resolver", &["words"]),
-    (3, "acme/dns/rfc2136", &["acme/dns", "acme/dns/resolver", "site/acme"]),
+    (3, "acme/dns/resolver", &["words", "acme/dns/ask"]),
+    (3, "acme/dns/rfc2136", &["acme/dns", "acme/dns/ask", "site/acme"]),
     (3, "acme/check", &["words", "acme/check/", "acme/dns/persist", "acme/dns/resolver", "site/acme", "tls/proofs"]),
     (3, "acme/check/caa", &["acme/dns/issue"]),
     (3, "acme/check/probe", &["words", "site/acme", "tls", "tls/proofs"]),
@@ -114,6 +115,11 @@ const TABLE: &[Row] = &[
     (3, "acme/fault", &["https"]),
     (3, "acme/health", &["acme/ca", "acme/fault", "acme/plan", "site/acme"]),
     (3, "acme/keeper", &["words", "acme", "acme/", "acme/keeper/", "site", "site/", "tls", "tls/certs"]),
+    (
+        3,
+        "acme/keeper/outcome",
+        &["words", "acme/", "acme/keeper", "acme/keeper/pursuit", "site", "site/", "tls", "tls/certs"],
+    ),
     (
         3,
         "acme/keeper/pursuit",

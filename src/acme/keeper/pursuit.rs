@@ -20,7 +20,7 @@ use crate::site::acme::{AcmePolicy, Challenge, Directory, DnsProvider};
 use crate::site::{Site, SiteTable};
 use crate::tls;
 
-/// Each such attempt asks the CA although the names look wrong from here.
+/// Each such attempt asks the CA although what this machine sees of the DNS and the network is against it.
 const INSIST: u32 = 6;
 
 /// What an attempt brought.
@@ -76,7 +76,7 @@ impl Keeper {
                 Err(fault) => AcmeFault { text: format!("{}: {}", directory.name, fault.text), ..fault },
             };
             // Elsewhere these would be no better, and a failed validation costs there too.
-            let is_over = matches!(fault.blame, Blame::Validation | Blame::Storage) || &*fault.kind == "stopped";
+            let is_over = matches!(fault.blame, Blame::Validation | Blame::Storage) || &*fault.kind == order::STOPPED;
             all = Some(match all {
                 None => fault,
                 Some(first) => together(first, fault),
@@ -124,8 +124,7 @@ impl Keeper {
         stages: &Stages,
     ) -> Result<(Issued, Option<AcmeFault>), AcmeFault> {
         let Pursuit { directory, policy, site, store, .. } = *pursuit;
-        let dns = Dns::new(policy)
-            .map_err(|error| AcmeFault::new(Blame::Setup, "dns-provider", error.to_string(), error.help()))?;
+        let dns = Dns::new(policy);
         let mut names = tls::patterns(site);
         let mut left_out = None;
         // What is known of the CA is enough to look at the names: one that cannot work does not even ask for the directory.
@@ -210,7 +209,7 @@ impl Keeper {
         let found = check::look(dns.resolver(), policy, directory, names, proofs, issuers, account).await;
         // What answers a machine inside may differ from what answers the world: the CA has the last word now and then.
         let insists = self.ledger.failures % INSIST == INSIST - 1;
-        let holds = |finding: &Finding| finding.is_certain && !(insists && finding.code == "foreign-answer");
+        let holds = |finding: &Finding| finding.is_certain && !(insists && finding.is_world);
         let (certain, doubts): (Vec<_>, Vec<_>) = found.into_iter().partition(holds);
         let mut told = Vec::new();
         for doubt in doubts {

@@ -1,5 +1,8 @@
 //! The proofs of control that an order needs: chosen, put up, taken down.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use instant_acme::{AuthorizationStatus, ChallengeType, KeyAuthorization, Order};
@@ -30,7 +33,7 @@ impl Up<'_> {
         drop(self.posted);
         for (rule, record) in self.records {
             if let Err(error) = dns.remove(rule, record).await {
-                tracing::warn!(event = "dns", "{error}: a record of a past order stays in the zone");
+                tracing::warn!(event = "dns", "{error}: a record of a past order may stay in the zone");
             }
         }
     }
@@ -104,7 +107,7 @@ pub(super) async fn prove<'a>(
     Ok(chosen)
 }
 
-/// Puts TXT records up, all of them first, then waits until each is seen.
+/// Puts TXT records up, where each belongs, all of them first, then waits until each is seen.
 async fn put_into_dns<'a>(
     values: Vec<(&'a DnsRule, HostPattern, String)>,
     means: &Means<'_>,
@@ -112,9 +115,14 @@ async fn put_into_dns<'a>(
 ) -> Result<(), AcmeFault> {
     let fault = |error: DnsError| AcmeFault::new(Blame::Setup, "dns-provider", error.to_string(), error.help());
     for (rule, name, value) in values {
-        (means.stage)(format!("writing a DNS record for {name} ({})", rule.provider.as_str()));
-        let record = means.dns.present(rule, name.name(), &value).await.map_err(fault)?;
+        let record = means.dns.locate(rule, name.name(), &value).await.map_err(fault)?;
         up.records.push((rule, record));
+    }
+    // All of them are known before the first is written: a provider that fails, or is given up, may have written it
+    // all the same.
+    for (rule, record) in &up.records {
+        (means.stage)(format!("writing the DNS record {} ({})", record.text(), rule.provider.as_str()));
+        means.dns.put(rule, record).await.map_err(fault)?;
     }
     if !up.records.is_empty() {
         (means.stage)("waiting until the DNS records are on all servers of the zone".into());

@@ -1,4 +1,7 @@
-"""What a review found: each check says what should be, and fails while it is not."""
+"""Hostile and unlucky surroundings: CAs, DNS, clocks, disks, restarts, operators. Each check says what should be.
+
+`HOSTILE="part part" tests/acme/run hostile` runs some of them. Much of this is about what must not happen, so it waits for a
+while and then counts."""
 
 import json
 import os
@@ -92,28 +95,13 @@ def alias_fallback(world, report, place):
         with Edge(world, place, [SITE], first.acme(fallback=[stands_in])) as edge:
             edge.got(SITE)
             first.fault("429", at=["newOrder"], retry_after=5)
-            edge.file.write_text(edge.compose({SITE: {"aliases": [ALIAS]}}, first.acme(fallback=[stands_in])))
+            edge.config.write_text(edge.compose({SITE: {"aliases": [ALIAS]}}, first.acme(fallback=[stands_in])))
             mark = edge.mark()
             os.kill(edge.pid, signal.SIGHUP)
             said = edge.event("certificate_failed", "certificate_issued", after=mark, site=SITE)
             shown = served(EDGE, SITE, first.root)
             report.check("a good certificate of the first CA is not replaced by one of the fallback for an alias",
                          shown.is_trusted, f"{said.get('message')}; now {shown}")
-
-
-def fallback_back(world, report, place):
-    """The first CA is back; the certificate is the fallback's."""
-    with Names([(SITE, "A", EDGE)]), Authority(world, place, "--no-ari", name="first") as first, \
-            Authority(world, place, "--no-ari", name="second") as second:
-        stands_in = {"directory": second.directory, "root": second.root}
-        first.fault("429", at=["newOrder"], retry_after=1)
-        with Edge(world, place, [SITE], first.acme(fallback=[stands_in])) as edge:
-            edge.got(SITE)
-            first.mend()
-            time.sleep(130)
-            report.check("after the first CA is back, its certificate takes the place of the fallback's",
-                         served(EDGE, SITE, first.root).is_trusted,
-                         f"130 s later {len(first.issued(SITE))} by the first, {len(second.issued(SITE))} by the second")
 
 
 def first_puts_off(world, report, place):
@@ -205,7 +193,7 @@ def exact_beside_wildcard(world, report, place):
             edge.got("*.example.com")
             before = served(EDGE, SITE, authority.root)
             authority.fault("503", at=["newOrder"])
-            edge.file.write_text(edge.compose(["*.example.com", SITE], acme))
+            edge.config.write_text(edge.compose(["*.example.com", SITE], acme))
             mark = edge.mark()
             os.kill(edge.pid, signal.SIGHUP)
             edge.event("certificate_failed", after=mark, site=SITE)
@@ -226,7 +214,7 @@ def files_to_acme(world, report, place):
     with Edge(world, place, {SITE: {"certificate": {"cert": str(pem), "key": {"file": str(pem)}}}}, authority_acme(authority),
               name="files") as edge:
         before = served(EDGE, SITE, authority.root)
-        edge.file.write_text(edge.compose([SITE], authority_acme(authority)))
+        edge.config.write_text(edge.compose([SITE], authority_acme(authority)))
         mark = edge.mark()
         os.kill(edge.pid, signal.SIGHUP)
         edge.event("certificate_failed", after=mark, site=SITE)
@@ -258,7 +246,7 @@ def as_nobody(world, place):
 
 def as_root(world, edge, *arguments, within=30):
     """A command of the operator, who is root."""
-    command = [str(world.options.edge), *arguments, "-c", str(edge.file)]
+    command = [str(world.options.edge), *arguments, "-c", str(edge.config)]
     try:
         done = subprocess.run(command, env=edge.env, cwd=edge.dir, capture_output=True, timeout=within, text=True)
         return f"{arguments}: status {done.returncode}, {done.stdout!r} {done.stderr!r}"
@@ -353,8 +341,8 @@ def new_storage(world, report, place):
     with Names([(SITE, "A", EDGE)]), Authority(world, place, "--no-ari") as authority, \
             Edge(world, place, [SITE], authority.acme()) as edge:
         edge.got(SITE)
-        text = edge.file.read_text()
-        edge.file.write_text(text.replace(str(edge.storage), str(edge.dir / "storage-2")))
+        text = edge.config.read_text()
+        edge.config.write_text(text.replace(str(edge.storage), str(edge.dir / "storage-2")))
         os.kill(edge.pid, signal.SIGHUP)
         time.sleep(5)
         kept = list((edge.dir / "storage-2").rglob("certificate.pem"))
@@ -514,7 +502,7 @@ def local_to_acme_refuse(world, report, place):
     """A site moves from the local authority to the CA by a reload, with `pending = "refuse"`."""
     with Names([(SITE, "A", EDGE)]), Authority(world, place, "--no-ari") as authority, \
             Edge(world, place, {SITE: {"certificate": "local"}}, authority.acme(pending="refuse")) as edge:
-        edge.file.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
+        edge.config.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
         os.kill(edge.pid, signal.SIGHUP)
         time.sleep(20)
         shown = served(EDGE, SITE, authority.root)
@@ -538,7 +526,7 @@ def files_to_acme_refuse(world, report, place):
         authority.lifetime("90d")
         files = {SITE: {"certificate": {"cert": str(pem), "key": {"file": str(pem)}}}}
         with Edge(world, place, files, authority.acme(pending="refuse")) as edge:
-            edge.file.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
+            edge.config.write_text(edge.compose([SITE], authority.acme(pending="refuse")))
             os.kill(edge.pid, signal.SIGHUP)
             time.sleep(50)
 
@@ -748,7 +736,7 @@ def broken_alias(world, report, place):
                      f"{shown}; {edge.events('certificate_failed')[-1:]}")
 
 
-PARTS = [revoked_stays, clock_ahead, clock_poison, clock_behind, alias_fallback, fallback_back, first_puts_off, crash_loop,
+PARTS = [revoked_stays, clock_ahead, clock_poison, clock_behind, alias_fallback, first_puts_off, crash_loop,
          restarts_ari, lost_key, exact_beside_wildcard, files_to_acme, root_renews, root_first, no_system_roots,
          stopped_in_order, forced_failure, new_storage,
          ari_past, forgiven, address_everywhere, hostile_ca, local_to_acme_refuse, files_to_acme_refuse,
