@@ -116,6 +116,7 @@ async fn pending_is_judged_by_what_is_served() {
     let (dir, _storage) = house(&edge.https_addr().to_string(), &acme_site());
     let other = listed(dir.path());
     assert_eq!((&other["is_served"], &other["is_pending"]), (&true.into(), &false.into()), "{other}");
+    assert!(other["remarks"][0].as_str().unwrap().starts_with("what is served is not kept"), "{other}");
 }
 
 /// RFC 6066 3: a site that is an address has no SNI, so it is asked at its address.

@@ -100,6 +100,11 @@ impl Facts {
             let end = kept.facts.not_after.date();
             remarks.push(format!("another certificate is kept than is served: it ends on {end}"));
         }
+        // Where the kept one cannot be read, that has been said.
+        if is_acme && is_pending == Some(false) && served.is_some() && kept.is_none() && remarks.is_empty() {
+            remarks
+                .push("what is served is not kept here: it was revoked, helps out, or the disk did not take it".into());
+        }
         let stage = ledger.stage.clone().filter(|_| is_busy(store, &site.host));
         let certificate = served.or(kept);
         Some(Self { certificate, unseen, is_pending, source, ledger, stage, remarks })

@@ -180,7 +180,7 @@ pub(super) fn revoke(table: &SiteTable, store: &Store, site: &Site, reason: Reas
         println(&format!("no tidegate serves from {storage}: a new certificate is ordered when it starts"))?;
         return Ok(Exit::Fine);
     }
-    println(&format!("{}: it is served until a new one is there", site.label))?;
+    println(&format!("{}: the revoked certificate is served until a new one is there", site.label))?;
     let exit = renew(table, store, &[site], true)?;
     if exit != Exit::Fine {
         say(&mut err, &format!("{}: {}", site.label, what_is_left(table, site, leaf)))?;
