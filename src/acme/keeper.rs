@@ -274,9 +274,6 @@ impl Keeper {
 
     /// One attempt, whatever its outcome. Says when to look again.
     async fn attempt(&mut self, table: &SiteTable, site: &Arc<Site>, due: Due) -> OffsetDateTime {
-        let shared = Arc::clone(&self.shared);
-        // The semaphore is never closed.
-        let Ok(_slot) = shared.slots.acquire().await else { return OffsetDateTime::now_utc() + LOOK };
         let store = Store::new(&table.edge.storage);
         let lock = match self.on_disk(&store, Store::lock).await {
             Ok(Some(lock)) => lock,

@@ -129,7 +129,7 @@ const TABLE: &[Row] = &[
     (
         3,
         "acme/keeper/pursuit",
-        &["words", "acme/", "acme/dns/persist", "acme/keeper", "acme/keeper/stages", "site", "site/", "tls"],
+        &["words", "acme", "acme/", "acme/dns/persist", "acme/keeper", "acme/keeper/stages", "site", "site/", "tls"],
     ),
     (3, "acme/keeper/stages", &["words", "acme", "acme/"]),
     (3, "acme/keeper/timing", &["acme", "acme/", "acme/keeper", "site/", "tls/certs"]),

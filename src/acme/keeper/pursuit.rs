@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::stages::Stages;
 use super::{AWAY, Keeper};
+use crate::acme::Shared;
 use crate::acme::account;
 use crate::acme::ca::Meta;
 use crate::acme::check::{self, Finding};
@@ -126,24 +127,24 @@ impl Keeper {
         let Pursuit { directory, policy, site, store, .. } = *pursuit;
         let dns = Dns::new(policy);
         let mut names = tls::patterns(site);
-        let mut left_out = None;
+        let shared = Arc::clone(&self.shared);
         // What is known of the CA is enough to look at the names: one that cannot work does not even ask for the directory.
-        let known = self.shared.health.meta(directory);
-        if let Some(meta) = &known {
-            stages.tell("looking at the names".into());
-            left_out = self.check_names(pursuit, &dns, meta, None, &mut names).await?;
-        }
-        if !pursuit.is_asked
-            && let Err(until) = self.shared.health.may_ask(&directory.url, OffsetDateTime::now_utc())
-        {
-            let text = "the CA is still away, and looked for by another order";
-            return Err(AcmeFault { not_before: Some(until), ..AcmeFault::new(Blame::Ca, AWAY, text, "") });
-        }
-        stages.tell(format!("asking {}", directory.name));
-        let ca = self.shared.health.reach(directory).await?;
+        let (meta, is_asked) = match shared.health.meta(directory) {
+            Some(meta) => (meta, pursuit.is_asked),
+            None => {
+                may_ask(&shared, directory, pursuit.is_asked)?;
+                stages.tell(format!("asking {}", directory.name));
+                (shared.health.reach(directory).await?.meta, true)
+            }
+        };
+        stages.tell("looking at the names".into());
+        let mut left_out = self.check_names(pursuit, &dns, &meta, None, &mut names).await?;
+        may_ask(&shared, directory, is_asked)?;
+        // From here on a few at a time. Not before: names whose DNS is slow must not hold up the others.
+        let _slot = shared.slots.acquire().await;
+        let ca = shared.health.reach(directory).await?;
         let mut opened = account::open(&ca, policy, store).await?;
-        if known.is_none() || has_account_records(policy, &names) {
-            stages.tell("looking at the names".into());
+        if has_account_records(policy, &names) {
             let found = self.check_names(pursuit, &dns, &ca.meta, Some(opened.identity(&ca)), &mut names).await?;
             left_out = left_out.or(found);
         }
@@ -257,6 +258,17 @@ impl Keeper {
         let current = self.current(names).filter(|_| self.ledger.directory.as_deref() == Some(&*directory.url))?;
         current.key.cert.first().cloned()
     }
+}
+
+/// Whether a CA may be asked now, or is away.
+fn may_ask(shared: &Shared, directory: &Directory, is_asked: bool) -> Result<(), AcmeFault> {
+    if is_asked {
+        return Ok(());
+    }
+    shared.health.may_ask(&directory.url, OffsetDateTime::now_utc()).map_err(|until| {
+        let text = "the CA is still away, and looked for by another order";
+        AcmeFault { not_before: Some(until), ..AcmeFault::new(Blame::Ca, AWAY, text, "") }
+    })
 }
 
 /// Two failures of one attempt: the first that was really asked gives its word, and whichever may be asked earlier the time.
