@@ -21,7 +21,7 @@ programs=(
   script=bsdutils        # a terminal of the test's own
   npm=npm                # fetches the packages below
 )
-# Other edges, for tests/bench/compare.
+# Other edges, for tests/bench/compare. HAProxy also stands before the edge in the suite, with the PROXY protocol.
 peers=(
   nginx=nginx
   haproxy=haproxy
@@ -55,11 +55,10 @@ for pair in "${programs[@]}"; do
   has "$program" || missing+=("${pair#*=}")
 done
 services=()
-if [[ $with_gateway == true ]]; then
-  for pair in "${peers[@]}"; do
-    has "${pair%%=*}" || { missing+=("${pair#*=}"); services+=("${pair#*=}"); }
-  done
-fi
+for pair in "${peers[@]}"; do
+  if [[ $with_gateway == false && ${pair%%=*} != haproxy ]]; then continue; fi
+  has "${pair%%=*}" || { missing+=("${pair#*=}"); services+=("${pair#*=}"); }
+done
 if ((${#missing[@]})); then
   if ((EUID != 0)); then
     echo "tests/setup.sh: not installed: ${missing[*]}" >&2

@@ -149,38 +149,10 @@ impl Compiler<'_> {
     fn trust(&mut self, file: &File) -> Trust {
         let trust = file.trust.as_ref().map(|at| &at.value);
         let defined = self.networks(file.networks.as_ref().map(|at| &at.value));
-        let mut proxies = Networks::default();
         let mut used = Vec::new();
-        for entry in list(trust.and_then(|trust| trust.proxies.as_ref())) {
-            let named = defined.iter().find(|(name, _)| name.value == entry.value);
-            if let Some((name, networks)) = named {
-                used.push(name.value.as_str());
-                proxies.nets.extend(&networks.nets);
-            } else if let Some(networks) = built_in_networks().get(entry.value.as_str()) {
-                proxies.nets.extend(&networks.nets);
-                proxies.unix |= networks.unix;
-            } else if entry.value.starts_with(|c: char| c.is_ascii_alphabetic()) && !entry.value.contains([':', '/']) {
-                let built_in = built_in_networks();
-                let names: Vec<&str> =
-                    defined.iter().map(|(name, _)| name.value.as_str()).chain(built_in.keys().copied()).collect();
-                let message = format!("[trust] names the network \"{}\", which is not defined", entry.value);
-                let help = nearest(&entry.value, names.iter().copied()).map_or_else(
-                    || format!("add it to [networks], or use one of: {}", quoted(names.iter().copied())),
-                    |near| format!("did you mean \"{near}\"?"),
-                );
-                self.push(Diagnostic::at(Code::Undefined, &entry.span, message).help(help));
-            } else if let Some(net) = self.take(text::network(&entry.value), Code::Network, entry, "\"proxies\"") {
-                if net.prefix_len() == 0 {
-                    let message = format!("\"{}\" in \"proxies\" believes everybody", entry.value);
-                    self.push(
-                        Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
-                            .label("any client chooses the address that the upstream sees")
-                            .help("list the addresses of your own proxies"),
-                    );
-                }
-                proxies.nets.push(net);
-            }
-        }
+        let mut compiled = |key, entries| self.trusted(key, list(entries), &defined, &mut used);
+        let proxies = compiled("proxies", trust.and_then(|trust| trust.proxies.as_ref()));
+        let proxy_protocol = compiled("proxy_protocol", trust.and_then(|trust| trust.proxy_protocol.as_ref()));
         for (name, _) in &defined {
             if !used.contains(&name.value.as_str()) && !self.report.has_errors() {
                 self.push(Diagnostic::at(
@@ -206,7 +178,50 @@ impl Compiler<'_> {
                 Some(name.into_boxed_str())
             })
             .collect();
-        Trust { proxies, strip }
+        Trust { proxies, proxy_protocol, strip }
+    }
+
+    /// One list of networks and of names; those that it uses are noted.
+    fn trusted<'f>(
+        &mut self,
+        key: &str,
+        entries: &[At<String>],
+        defined: &[(&'f At<String>, Networks)],
+        used: &mut Vec<&'f str>,
+    ) -> Networks {
+        let place = format!("\"{key}\"");
+        let mut found = Networks::default();
+        for entry in entries {
+            let named = defined.iter().find(|(name, _)| name.value == entry.value);
+            if let Some((name, networks)) = named {
+                used.push(name.value.as_str());
+                found.nets.extend(&networks.nets);
+            } else if let Some(networks) = built_in_networks().get(entry.value.as_str()) {
+                found.nets.extend(&networks.nets);
+                found.unix |= networks.unix;
+            } else if entry.value.starts_with(|c: char| c.is_ascii_alphabetic()) && !entry.value.contains([':', '/']) {
+                let built_in = built_in_networks();
+                let names: Vec<&str> =
+                    defined.iter().map(|(name, _)| name.value.as_str()).chain(built_in.keys().copied()).collect();
+                let message = format!("[trust] names the network \"{}\", which is not defined", entry.value);
+                let help = nearest(&entry.value, names.iter().copied()).map_or_else(
+                    || format!("add it to [networks], or use one of: {}", quoted(names.iter().copied())),
+                    |near| format!("did you mean \"{near}\"?"),
+                );
+                self.push(Diagnostic::at(Code::Undefined, &entry.span, message).help(help));
+            } else if let Some(net) = self.take(text::network(&entry.value), Code::Network, entry, &place) {
+                if net.prefix_len() == 0 {
+                    let message = format!("\"{}\" in {place} believes everybody", entry.value);
+                    self.push(
+                        Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
+                            .label("any client chooses the address that the upstream sees")
+                            .help("list the addresses of your own proxies"),
+                    );
+                }
+                found.nets.push(net);
+            }
+        }
+        found
     }
 
     /// `[networks]`.
