@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use record::{Amounts, ConnectionRecord, RequestRecord, Responder, Timings, TlsRecord, TunnelRecord};
+pub use redact::is_unsafe;
 pub use writer::Writer;
 
 use clock::Clock;

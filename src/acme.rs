@@ -33,7 +33,7 @@ pub mod store;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::addr::HostPattern;
+use crate::drain::Drain;
 use crate::snapshot::Snapshot;
 use crate::storage::private_directory;
 use crate::tls::certs::CertStore;
@@ -67,6 +68,8 @@ pub struct Shared {
     pub health: Health,
     /// How many orders may run at once.
     pub slots: Semaphore,
+    /// The way to the end of the process.
+    pub drain: Drain,
 }
 
 /// Orders at once. Our choice: a start with a hundred names takes minutes then, and no CA minds.
@@ -76,8 +79,14 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 impl Shared {
     /// For one process.
-    pub fn new(certs: Arc<CertStore>, proofs: Arc<ProofBoard>, snapshot: Arc<Snapshot>, events: Events) -> Self {
-        Self { certs, proofs, snapshot, events, health: Health::new(), slots: Semaphore::new(ORDERS) }
+    pub fn new(
+        certs: Arc<CertStore>,
+        proofs: Arc<ProofBoard>,
+        snapshot: Arc<Snapshot>,
+        events: Events,
+        drain: Drain,
+    ) -> Self {
+        Self { certs, proofs, snapshot, events, health: Health::new(), slots: Semaphore::new(ORDERS), drain }
     }
 }
 
@@ -87,8 +96,7 @@ pub async fn keep_all(shared: Arc<Shared>) {
     let mut keepers: JoinSet<HostPattern> = JoinSet::new();
     let mut running: HashMap<HostPattern, Arc<Notify>> = HashMap::new();
     let eyes = Eyes::default();
-    let mut presence = None;
-    let mut watcher = None;
+    let (mut presence, mut watcher) = (None, None);
     loop {
         let table = shared.snapshot.keep();
         let storage = &table.table.edge.storage;
@@ -125,27 +133,39 @@ pub async fn keep_all(shared: Arc<Shared>) {
 /// is reported by those who need it.
 async fn settle(
     storage: &Path,
-    presence: &mut Option<(std::path::PathBuf, Lock)>,
-    watcher: &mut Option<(std::path::PathBuf, RecommendedWatcher)>,
+    presence: &mut Option<(PathBuf, Lock)>,
+    watcher: &mut Option<(PathBuf, RecommendedWatcher)>,
     eyes: &Eyes,
 ) {
     let store = Store::new(storage);
     if presence.as_ref().is_none_or(|(of, _)| of != storage) {
-        let marker = store.clone();
-        let marked = off_thread(move || marker.mark_running()).await;
-        *presence = marked.ok().flatten().map(|lock| (storage.to_owned(), lock));
+        *presence = mark(&store).await.map(|lock| (storage.to_owned(), lock));
     }
     if watcher.as_ref().is_none_or(|(of, _)| of != storage) {
-        let directory = store.certificates();
+        let (place, directory, eyes) = (storage.to_owned(), store.certificates(), eyes.clone());
         // Without events the keepers look once a minute.
-        let armed = private_directory(&directory).ok().and_then(|()| {
-            let eyes = eyes.clone();
-            let mut watcher = notify::recommended_watcher(move |event| eyes.see(event)).ok()?;
-            watcher.watch(&directory, RecursiveMode::Recursive).ok()?;
-            Some(watcher)
+        let armed = off_thread(move || {
+            let armed = private_directory(&place, &directory).ok().and_then(|()| {
+                let mut watcher = notify::recommended_watcher(move |event| eyes.see(event)).ok()?;
+                watcher.watch(&directory, RecursiveMode::Recursive).ok()?;
+                Some(watcher)
+            });
+            Ok::<_, AcmeFault>(armed)
         });
-        *watcher = armed.map(|watcher| (storage.to_owned(), watcher));
+        *watcher = armed.await.ok().flatten().map(|watcher| (storage.to_owned(), watcher));
     }
+}
+
+/// Whoever looks whether somebody serves has the lock for a moment: then once more.
+async fn mark(store: &Store) -> Option<Lock> {
+    for _ in 0..50 {
+        let marker = store.clone();
+        if let Some(lock) = off_thread(move || marker.mark_running()).await.ok()? {
+            return Some(lock);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    None
 }
 
 /// Wakes the keeper whose files have changed.

@@ -59,7 +59,7 @@ impl Loaded {
         }
         let directory = &self.table.edge.storage;
         let was_there = directory.exists();
-        let probed = storage::probe(directory);
+        let probed = storage::probe(directory, directory);
         if !was_there {
             // Made by whoever checks, it would be in the way of the user that serves. What is not empty stays.
             let _ = std::fs::remove_dir(directory);

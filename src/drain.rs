@@ -38,6 +38,8 @@ pub enum Work {
     Request,
     /// A tunnel, from before its 101 or 200 to the end of both directions.
     Tunnel,
+    /// An order of a certificate, from its first proof to its last one taken down.
+    Order,
 }
 
 /// Counts one piece of work until it is dropped.
@@ -51,7 +53,7 @@ pub struct Guard {
 struct State {
     phase: AtomicU8,
     reached: [Notify; Phase::ALL.len()],
-    counts: [Count; 3],
+    counts: [Count; 4],
 }
 
 /// Open work of one kind. Aligned, so that workers that count different kinds share no cache line.

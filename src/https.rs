@@ -56,7 +56,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// To one address, so that a dead one of two families leaves time for the other.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The largest answer: a chain or a list of records has some kilobytes.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 128 << 10;
 
 impl HttpsClient {
     /// A client that trusts the system's authorities and these certificates (DER).

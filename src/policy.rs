@@ -1,11 +1,13 @@
 //! Admission: whether a request's head is small enough and its origin allowed.
 //!
 //! Pure functions over one request head; nothing here reads configuration or keeps state. What a
-//! header name means stands in `policy/names.rs`, who asks in `policy/trust.rs`, and what is
-//! removed and written in `policy/headers.rs`.
+//! header name means stands in `policy/names.rs`, who asks in `policy/trust.rs`, who may enter in
+//! `policy/access.rs`, and what is removed and written in `policy/headers.rs`.
 
+pub mod access;
 pub mod headers;
 pub mod names;
+pub mod switch;
 pub mod trust;
 
 use http::header::ORIGIN;

@@ -45,6 +45,21 @@ pub enum Refusal {
     BadBody,
     /// The origin is not one of the site's.
     Origin,
+    /// The client may not enter here.
+    Denied {
+        /// By which rule; for the log alone.
+        cause: Box<str>,
+    },
+    /// The same, and it is told that nothing is here: as `NoRoute` but for the log.
+    Hidden {
+        /// By which rule.
+        cause: Box<str>,
+    },
+    /// The same, and it is told nothing.
+    Dropped {
+        /// By which rule.
+        cause: Box<str>,
+    },
     /// No route takes the path.
     NoRoute,
     /// CONNECT or TRACE.
@@ -71,6 +86,11 @@ pub enum Refusal {
         failure: Failure,
         /// What was tried, for the log and for near clients.
         detail: Box<str>,
+    },
+    /// The site is being worked on.
+    Maintenance {
+        /// When to come back, in seconds.
+        retry_after: u32,
     },
     /// Nothing answered for as long as requests are held.
     Held {
@@ -155,6 +175,11 @@ impl Refusal {
                 words(S::BAD_REQUEST, "E400-body", BAD_REQUEST, "the body of this request is malformed or broke off")
             }
             Self::Origin => words(S::FORBIDDEN, "E403-origin", DENIED, "this origin may not use this address"),
+            Self::Denied { .. } => words(S::FORBIDDEN, "E403-denied", DENIED, "this address is not open to you"),
+            Self::Hidden { .. } => {
+                words(S::NOT_FOUND, "E404-denied", DENIED, "the client was told that nothing is here")
+            }
+            Self::Dropped { .. } => words(unanswered(), "E444-denied", DENIED, "the client was not answered"),
             Self::NoRoute => {
                 words(S::NOT_FOUND, "E404-route", "destination_not_found", "nothing is served at this path")
             }
@@ -192,6 +217,12 @@ impl Refusal {
             Self::Busy => {
                 words(S::SERVICE_UNAVAILABLE, "E503-busy", "connection_limit_reached", "too many uploads at once")
             }
+            Self::Maintenance { .. } => words(
+                S::SERVICE_UNAVAILABLE,
+                "E503-maintenance",
+                "destination_unavailable",
+                "this address is being worked on and comes back soon",
+            ),
             Self::Held { .. } => words(
                 S::SERVICE_UNAVAILABLE,
                 "E503-held",
@@ -225,6 +256,19 @@ impl Refusal {
         }
     }
 
+    /// Why, for the log.
+    pub fn cause(&self) -> &str {
+        match self {
+            Self::Denied { cause } | Self::Hidden { cause } | Self::Dropped { cause } => cause,
+            _ => self.detail().unwrap_or(self.message()),
+        }
+    }
+
+    /// Whether the client must not see that a route has refused it: nothing of the route may show in the answer.
+    pub fn hides_route(&self) -> bool {
+        matches!(self, Self::Hidden { .. } | Self::Dropped { .. })
+    }
+
     /// What whoever looks after the machine can do about it; for near clients, beside the detail.
     fn help(&self) -> Option<&'static str> {
         match self {
@@ -240,6 +284,8 @@ impl Refusal {
     fn closes(&self) -> bool {
         match self {
             Self::Origin | Self::NoRoute | Self::UnknownProtocol | Self::Busy | Self::ClientUnknown => false,
+            // Behind a hop the next request on it may be another client's.
+            Self::Denied { .. } | Self::Hidden { .. } | Self::Dropped { .. } | Self::Maintenance { .. } => false,
             Self::Unreachable { .. } | Self::Held { .. } | Self::Failed { .. } => false,
             Self::Malformed { .. }
             | Self::BadHost
@@ -269,6 +315,9 @@ impl Refusal {
 
     /// Whether asking again soon may help, and after how many seconds.
     fn retry_after(&self) -> Option<u32> {
+        if let Self::Maintenance { retry_after } = self {
+            return Some(*retry_after);
+        }
         (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(5)
     }
 }
@@ -348,8 +397,27 @@ pub struct Asker<'a> {
     pub is_near: bool,
 }
 
+/// Marks a response that is never sent: its connection is closed instead, or its stream reset.
+#[derive(Clone, Copy, Debug)]
+pub struct Unanswered;
+
+/// 444, as nginx has it: only records show it.
+fn unanswered() -> StatusCode {
+    StatusCode::from_u16(444).unwrap_or(StatusCode::FORBIDDEN)
+}
+
 /// The answer to a refused request.
 pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
+    match refusal {
+        Refusal::Hidden { .. } => return respond(&Refusal::NoRoute, asker),
+        Refusal::Dropped { .. } => {
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = unanswered();
+            response.extensions_mut().insert(Unanswered);
+            return response;
+        }
+        _ => {}
+    }
     let Words { status, code, proxy_error, message } = refusal.words();
     let detail = refusal.detail().filter(|_| asker.is_near);
     let near = detail.map(|detail| match refusal.help() {

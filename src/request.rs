@@ -151,6 +151,10 @@ async fn answer(
         NoRoute::AmbiguousPath => Refusal::AmbiguousPath,
     })?);
     exchange.route = Some(Arc::clone(&route));
+    if let Some(access) = &route.access {
+        // N-26: who may not enter is not served by another rule either.
+        policy::access::admit(access, exchange.guest())?;
+    }
     exchange.carrier.limit_send(route.timeouts.send);
 
     // Everything that can be judged by the head is judged before a byte of the body is read.

@@ -33,6 +33,7 @@ use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::ocsp;
+use crate::policy::switch;
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::storage;
@@ -43,6 +44,7 @@ use doors::Doors;
 
 pub use fault::StartError;
 pub use log::Log;
+pub(crate) use log::printable;
 
 /// What the machine gives the process.
 #[derive(Debug)]
@@ -262,13 +264,15 @@ impl Server {
         // Requests that began after the tunnels were looked at have their time too.
         let _ = timeout_at(requests_until, drain.none_left(Work::Request)).await;
         cut.requests = drain.count(Work::Request);
+        // Orders were given up when the drain began: they only take their proofs down.
+        let _ = timeout(TIDYING, drain.none_left(Work::Order)).await;
         cut
     }
 
     /// The longest time that `drain` and `stop` may take together.
     pub fn patience(&self) -> Duration {
         let process = &self.parts.snapshot.current().table.edge.process;
-        process.grace + process.tunnel_grace + 3 * GOODBYE
+        process.grace + process.tunnel_grace + 3 * GOODBYE + TIDYING
     }
 
     /// What is open now, as it is cut by a stop at once.
@@ -319,6 +323,8 @@ impl Server {
         supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
         let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+        let snapshot = self.parts.snapshot.clone();
+        supervise("maintenance", move || switch::watch(snapshot.clone()));
         let certs = self.certs.clone();
         supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
@@ -327,7 +333,13 @@ impl Server {
         let (certs, snapshot, alerts) = (self.certs.clone(), self.parts.snapshot.clone(), events.clone());
         supervise("alerts", move || acme::alert::watch(certs.clone(), snapshot.clone(), alerts.clone()));
         let proofs = self.parts.policies.proofs().clone();
-        let shared = acme::Shared::new(self.certs.clone(), proofs, self.parts.snapshot.clone(), events);
+        let shared = acme::Shared::new(
+            self.certs.clone(),
+            proofs,
+            self.parts.snapshot.clone(),
+            events,
+            self.parts.drain.clone(),
+        );
         let shared = Arc::new(shared);
         supervise("certificates", move || acme::keep_all(shared.clone()));
     }
@@ -362,6 +374,8 @@ impl Server {
     }
 }
 
+/// How long orders have to take their records out of the DNS. Our choice: one slow call to a provider.
+const TIDYING: Duration = Duration::from_secs(15);
 /// How long tunnels have to say goodbye, and threads to end: a close frame needs one round trip.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -387,7 +401,12 @@ async fn requests_ended(drain: &Drain, until: Instant) {
 
 /// Reads and compiles the configuration, away from the threads that drive sockets and signals.
 async fn load(source: Input) -> Result<Loaded, StartError> {
-    let loading = tokio::task::spawn_blocking(move || source.load());
+    let loading = tokio::task::spawn_blocking(move || {
+        let loaded = source.load()?;
+        // Before anything is served by it: a site under maintenance is under maintenance from its first request on.
+        switch::look(&loaded.table);
+        Ok(loaded)
+    });
     off_thread(loading).await?.map_err(StartError::Config)
 }
 
@@ -411,7 +430,7 @@ async fn prepare(table: &SiteTable, certs: &Arc<CertStore>, policies: &Policies)
 
 /// Says loudly that certificates cannot be kept. What is there is served all the same, so this is no reason to stop.
 fn warn_of_storage(directory: &Path) {
-    let Err(error) = storage::probe(directory) else { return };
+    let Err(error) = storage::probe(directory, directory) else { return };
     let (why, help) = storage::words(&error);
     let place = directory.display();
     tracing::error!(
@@ -532,6 +551,7 @@ pub(crate) mod tests {
         };
         let route = Route {
             condition: Condition::default(),
+            access: None,
             action: Action::Forward(forward),
             timeouts: Timeouts::default(),
             limits: Limits::default(),

@@ -2,6 +2,7 @@
 //!
 //! Immutable. A request or tunnel keeps the table that it began with; `snapshot` replaces it.
 
+pub mod access;
 pub mod acme;
 pub mod policy;
 pub mod route;

@@ -38,7 +38,7 @@ use proofs::ProofBoard;
 
 pub use client::{client_config, service_config};
 pub use fault::{HandshakeError, Spoke, TlsError};
-pub use load::{Loaded, TlsWarning, load_all, of_acme_site, patterns, publish_all, withdraw_unused};
+pub use load::{Loaded, OfAcmeSite, TlsWarning, load_all, of_acme_site, patterns, publish_all, withdraw_unused};
 pub use policies::{Policies, provider};
 
 /// A finished handshake.

@@ -4,12 +4,13 @@
 #
 #   tests/check.sh                     all gates
 #   tests/check.sh fmt test            these gates
+#   tests/check.sh acme                certificates from a CA, in short; needs root, and skips without
 #   tests/check.sh gateway measure     two more, not for every change: they need root, the npm packages of tests/setup.sh,
 #                                      a release build and some minutes of a quiet machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-gates=(fmt map audit clippy docs test toml units instructions oldest)
+gates=(fmt map audit clippy docs test toml units instructions acme oldest)
 
 fmt() {
     cargo fmt --all --check
@@ -142,6 +143,28 @@ instructions() {
         return
     fi
     tests/bench/instructions
+}
+
+# The debug build and its CAs: Pebble, and an authority of our own. Named scenarios take longer: tests/acme/run NAME.
+acme() {
+    local program
+    if [ "$EUID" -ne 0 ]; then
+        skip "tests/acme/run needs root, for a network namespace of its own"
+        return
+    fi
+    if ! unshare --net --mount --pid --fork true 2>/dev/null; then
+        skip "no namespaces may be made here"
+        return
+    fi
+    for program in pebble pebble-challtestsrv named cc nsenter; do
+        if ! PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null; then
+            skip "$program is not installed (tests/setup.sh --without-gateway)"
+            return
+        fi
+    done
+    cargo build --locked --bin tidegate --example acme_authority
+    # What takes minutes of waiting (renewals, faults, outage, storage, ari, alerts, hostile) is for people: tests/acme/run.
+    tests/acme/run pebble three-lines two-processes names persist
 }
 
 # The release build in front of the real gateway, with real clients.

@@ -19,8 +19,14 @@ programs=(
   valgrind=valgrind      # instruction counts of the hot functions
   unshare=util-linux     # a network namespace of the test's own
   script=bsdutils        # a terminal of the test's own
+  cc=gcc                 # a library that moves a program's clock
+  pebble=pebble          # a CA, and its challenge test server
+  named=bind9            # a DNS server that takes updates
+  dig=bind9-dnsutils     # what a DNS server says, for people who look into a failure
   npm=npm                # fetches the packages below
 )
+# unit=package, for each of those that Debian starts as a service when it is installed.
+daemons=(named=bind9)
 # Other edges, for tests/bench/compare. HAProxy also stands before the edge in the suite, with the PROXY protocol.
 peers=(
   nginx=nginx
@@ -55,6 +61,9 @@ for pair in "${programs[@]}"; do
   has "$program" || missing+=("${pair#*=}")
 done
 services=()
+for pair in "${daemons[@]}"; do
+  has "${pair%%=*}" || services+=("${pair%%=*}")
+done
 for pair in "${peers[@]}"; do
   if [[ $with_gateway == false && ${pair%%=*} != haproxy ]]; then continue; fi
   has "${pair%%=*}" || { missing+=("${pair#*=}"); services+=("${pair#*=}"); }
@@ -66,7 +75,7 @@ if ((${#missing[@]})); then
     exit 1
   fi
   command -v apt-get >/dev/null || { echo "tests/setup.sh: no apt-get here; install by other means: ${missing[*]}" >&2; exit 1; }
-  # Debian starts a service when it installs one. These are here to be compared, not to take this machine's ports.
+  # Debian starts a service when it installs one. These are here for tests, not to take this machine's ports.
   policy=/usr/sbin/policy-rc.d
   if ((${#services[@]})) && [[ ! -e $policy ]]; then
     printf '#!/bin/sh\nexit 101\n' > "$policy"

@@ -331,7 +331,7 @@ pub(super) fn clip_text(text: Cow<'_, str>, max: usize) -> Cow<'_, str> {
 
 /// True for characters that could steer a terminal or turn text around (Unicode TR 36, 3.2):
 /// C0, DEL, C1, line and paragraph separators, and the bidirectional controls.
-pub(super) fn is_unsafe(character: char) -> bool {
+pub fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

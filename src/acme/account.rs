@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use instant_acme::{Account, ExternalAccountKey, NewAccount};
+use instant_acme::{Account, ExternalAccountKey, Key, NewAccount};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::{Instant, sleep};
 
 use super::ca::Ca;
@@ -56,11 +57,36 @@ pub async fn forget(ca: &Ca, store: &Store) -> Result<(), AcmeFault> {
     off_thread(move || store.forget_account(&directory)).await
 }
 
+/// Whether the CA does not know the account of our key any more, or has closed it: its key was changed by somebody who
+/// could not keep the new one, or it was closed by hand.
+pub async fn is_lost(ca: &Ca, store: &Store) -> bool {
+    let (directory, reader) = (ca.directory.clone(), store.clone());
+    let Ok(Some(kept)) = off_thread(move || reader.account(&directory)).await else { return false };
+    let secret = kept.credentials.private_key().secret_pkcs8_der().to_vec();
+    let Ok(key) = Key::from_pkcs8_der(PrivatePkcs8KeyDer::from(secret.clone())) else { return true };
+    let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(secret));
+    // RFC 8555 7.3.1: asked for by key, and never made.
+    let mut tries = 0;
+    let mut key = Some(key);
+    loop {
+        let Some(one) = key.take() else { return false };
+        let builder = Account::builder_with_http(ca.http());
+        match builder.from_key((one, secret.clone_key()), ca.directory.url.to_string()).await {
+            Ok(_) => return false,
+            Err(error) if is_bad_nonce(&error) && tries < 10 => {
+                tries += 1;
+                key = Key::from_pkcs8_der(PrivatePkcs8KeyDer::from(secret.secret_der().to_vec())).ok();
+            }
+            Err(error) => return matches!(&*ca.fault(&error).kind, "accountDoesNotExist" | "unauthorized"),
+        }
+    }
+}
+
 /// Gives the account a new key (RFC 8555 7.3.5).
 ///
 /// # Errors
 /// When there is no account, or the disk or the CA refuses it. Where the CA has taken the new key and the disk has not,
-/// the account is lost, and the error says so.
+/// the account is lost; the next order finds that out and makes a new one.
 pub async fn change_key(ca: &Ca, store: &Store) -> Result<Opened, AcmeFault> {
     let _lock = lock(ca, store).await?;
     let (directory, reader) = (ca.directory.clone(), store.clone());
@@ -73,6 +99,9 @@ pub async fn change_key(ca: &Ca, store: &Store) -> Result<Opened, AcmeFault> {
             "it is made with the first order",
         ));
     };
+    // Before the CA is asked: what it has taken cannot be taken back.
+    let (directory, prober) = (ca.directory.clone(), store.clone());
+    off_thread(move || prober.probe_account(&directory)).await?;
     let (url, contact) = (kept.url.clone(), kept.contact.clone());
     let mut account = from_kept(ca, kept).await?;
     let mut tries = 0;

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use instant_acme::{BodyWrapper, BytesResponse, CertificateIdentifier, Error, HttpClient, Problem};
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::fault::{AcmeFault, Blame};
+use super::fault::{AcmeFault, Blame, clean};
 use super::plan::Window;
 use crate::https::HttpsClient;
 use crate::site::acme::Directory;
@@ -102,13 +102,22 @@ impl Ca {
         let roots = directory.root.as_ref().map_or(&[][..], |root| &root.certificates);
         let https = HttpsClient::new(roots)
             .map_err(|error| AcmeFault::new(Blame::Setup, "trust", error.to_string(), error.help()))?;
-        let line = Line { https, last: Arc::default() };
+        let line = Line { https, last: Arc::default(), listing: None };
         let answer = line.get(&directory.url).await?;
         let listing: Listing = serde_json::from_slice(answer.body()).map_err(|error| {
             let text = format!("{} answered, but not with an ACME directory: {error}", directory.url);
             AcmeFault::new(Blame::Ca, "malformed-answer", text, "check `directory` in [acme] if this stays")
         })?;
-        Ok(Self { directory: directory.clone(), meta: listing.meta, renewal_info: listing.renewal_info, line })
+        let Listing { renewal_info, meta, .. } = listing;
+        let line = Line { listing: Some((directory.url.clone(), answer.into_body())), ..line };
+        Ok(Self { directory: directory.clone(), meta, renewal_info, line })
+    }
+
+    /// The same CA for another conversation, with memory of its own.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        let line = Line { last: Arc::default(), ..self.line.clone() };
+        Self { line, ..self.clone() }
     }
 
     /// What the ACME library sends its requests by.
@@ -150,7 +159,8 @@ impl Ca {
         })?;
         let again = self.wanted_pause().unwrap_or(ASK_AGAIN).clamp(ASK_RANGE.0, ASK_RANGE.1);
         let SuggestedWindow { start, end } = info.suggested_window;
-        Ok(Some(Suggestion { window: Window { start, end }, explanation: info.explanation_url, again }))
+        let explanation = info.explanation_url.map(|url| clean(&url, 300));
+        Ok(Some(Suggestion { window: Window { start, end }, explanation, again }))
     }
 }
 
@@ -159,6 +169,8 @@ impl Ca {
 struct Line {
     https: HttpsClient,
     last: Arc<Mutex<Last>>,
+    /// The directory and its URL: the library asks for it whenever an account is opened.
+    listing: Option<(Box<str>, Bytes)>,
 }
 
 /// What the last answer said.
@@ -218,6 +230,13 @@ impl HttpClient for Line {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
         let line = self.clone();
         Box::pin(async move {
+            if let Some((url, body)) = &line.listing
+                && request.method() == Method::GET
+                && *request.uri() == **url
+            {
+                let (parts, body) = Response::new(body.clone()).into_parts();
+                return Ok(BytesResponse { parts, body: Box::new(body) });
+            }
             let (head, body) = request.into_parts();
             let body = body.collect().await.map_or_else(|never| match never {}, http_body_util::Collected::to_bytes);
             let (parts, body) = line.send(Request::from_parts(head, body)).await?.into_parts();

@@ -30,6 +30,8 @@ pub struct Finding {
     pub name: HostPattern,
     /// No attempt can succeed.
     pub is_certain: bool,
+    /// Another view of the DNS, or another place in the world, may show something else than this machine sees.
+    pub is_world: bool,
     /// Its kind, for machines.
     pub code: &'static str,
     /// What was found.
@@ -110,7 +112,8 @@ impl Look<'_> {
             (Some(_), _) => Vec::new(),
             (None, HostPattern::Wildcard(zone)) => {
                 let why = format!("control of \"{name}\" can be proved by DNS only");
-                vec![self.sure(name, "wildcard", why, format!("add a DNS provider for zone \"{zone}\" to `acme.dns`"))]
+                let help = format!("add a DNS provider for zone \"{zone}\" to `acme.dns`");
+                vec![written(self.sure(name, "wildcard", why, help))]
             }
             (None, HostPattern::Exact(host)) => match host.ip() {
                 Some(ip) if ip.is_ipv4() => self.addresses(name, &[(Family::V4, ip)], true).await,
@@ -150,6 +153,8 @@ impl Look<'_> {
             };
             findings.push(self.sure(name, "no-address", why, "add an A or AAAA record with the address of this edge"));
         }
+        // Where some are left out, nothing is known of all.
+        is_whole &= addresses.len() <= MOST_ADDRESSES;
         addresses.truncate(MOST_ADDRESSES);
         findings.extend(self.addresses(name, &addresses, is_whole).await);
         findings
@@ -157,8 +162,13 @@ impl Look<'_> {
 
     /// Judges addresses. `is_whole`: there are no others.
     async fn addresses(&self, name: &HostPattern, all: &[(Family, IpAddr)], is_whole: bool) -> Vec<Finding> {
-        let (near, far): (Vec<_>, Vec<_>) = all.iter().copied().partition(|(_, ip)| (self.world.is_near)(*ip));
+        let all = all.iter().map(|(family, ip)| (*family, ip.to_canonical()));
+        let (usable, dead): (Vec<_>, Vec<_>) = all.partition(|(_, ip)| resolver::is_usable(*ip));
+        let (near, far): (Vec<_>, Vec<_>) = usable.iter().copied().partition(|(_, ip)| (self.world.is_near)(*ip));
         let mut findings = Vec::new();
+        if !dead.is_empty() {
+            findings.push(self.dead(name, &dead, usable.is_empty() && is_whole));
+        }
         if self.directory.is_public && !near.is_empty() {
             findings.push(self.private(name, &near, far.is_empty() && is_whole));
         }
@@ -167,20 +177,37 @@ impl Look<'_> {
         findings
     }
 
+    /// Addresses that lead to no machine. They are not asked: this machine would answer itself at some of them.
+    fn dead(&self, name: &HostPattern, dead: &[(Family, IpAddr)], are_all: bool) -> Finding {
+        let list = list(dead);
+        let help = "add an A or AAAA record with the address of this edge, and remove the others";
+        if name.name().ip().is_some() {
+            let why = format!("{list} leads to no machine");
+            return written(self.sure(name, "no-address", why, "name the site by the address of this edge"));
+        }
+        if are_all {
+            let why = format!("\"{name}\" has no address that leads to a machine, only {list}");
+            return self.sure(name, "no-address", why, help);
+        }
+        self.doubt(name, "no-address", format!("\"{name}\" has an address that leads to no machine: {list}"), help)
+    }
+
     /// Addresses that no public CA can reach (loopback, RFC 1918, RFC 4193, link-local, RFC 6598).
     fn private(&self, name: &HostPattern, near: &[(Family, IpAddr)], are_all: bool) -> Finding {
-        let list = near.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ");
+        let list = list(near);
         let what = if near.len() == 1 { "a private address" } else { "private addresses" };
         if name.name().ip().is_some() {
             let why = format!("{list} is {what}: no public CA issues for it");
-            return self.sure(name, "private-address", why, "take certificates for it from the local authority");
+            let help = "take certificates for it from the local authority";
+            return written(self.sure(name, "private-address", why, help));
         }
         let why =
             format!("\"{name}\" has {what}, {list}, which no public CA can reach: HTTP-01 and TLS-ALPN-01 cannot work");
         if are_all {
             let help = format!(
                 "prove the name by DNS: add a provider for its zone to `acme.dns`, or `provider = \"persist\"` with one \
-                 fixed record at \"{}\"; or give the site certificate files",
+                 fixed record at \"{}\"; or give the site certificate files; if the name has another address \
+                 outside, set `resolvers` in [acme] to resolvers that see it",
                 persist::record_name(name.name())
             );
             return self.sure(name, "private-address", why, help);
@@ -330,11 +357,27 @@ impl Look<'_> {
         why: impl Into<String>,
         help: impl Into<String>,
     ) -> Finding {
-        Finding { name: name.clone(), is_certain: false, code, why: why.into(), help: help.into() }
+        Finding { name: name.clone(), is_certain: false, is_world: true, code, why: why.into(), help: help.into() }
     }
 
     fn unknown(&self, name: &HostPattern, error: &LookupError) -> Finding {
         let help = "see that the resolver is reachable (`acme.resolvers`) and that the zone's servers answer";
         self.doubt(name, "lookup", error.to_string(), help)
     }
+}
+
+/// A finding about what the file says: it is the same for everybody.
+fn written(finding: Finding) -> Finding {
+    Finding { is_world: false, ..finding }
+}
+
+/// Addresses, each once.
+fn list(all: &[(Family, IpAddr)]) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for text in all.iter().map(|(_, ip)| ip.to_string()) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join(", ")
 }

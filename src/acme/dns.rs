@@ -4,6 +4,7 @@
 //! and removed by value, never replaced. One file for each way to write a zone; `persist` writes nothing.
 
 pub mod acme_dns;
+pub mod ask;
 pub mod cloudflare;
 pub mod exec;
 pub mod issue;
@@ -18,13 +19,14 @@ mod tests;
 use std::error::Error;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use hickory_proto::rr::Name;
 use tokio::time::{Instant, sleep};
 
-use crate::acme::dns::resolver::{LookupError, Resolver, ZoneServer};
+use crate::acme::dns::resolver::{LookupError, Resolver, ZoneServer, a_few_at_once};
 use crate::addr::HostName;
 use crate::https::HttpsClient;
 use crate::site::acme::{AcmePolicy, DnsProvider, DnsRule};
@@ -32,17 +34,23 @@ use crate::site::acme::{AcmePolicy, DnsProvider, DnsRule};
 /// Writes TXT records; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Dns {
-    https: HttpsClient,
+    /// For APIs; made when one is asked, because a machine may have no authorities and need none.
+    https: Arc<OnceLock<HttpsClient>>,
     resolver: Resolver,
 }
 
-/// A TXT record that is up.
-#[derive(Clone, Debug)]
+/// A TXT record that has its place, and may be up.
+#[derive(Debug)]
 pub struct Record {
+    /// The name that a CA asks for.
+    start: Name,
+    /// Where the chain of aliases from there ends.
     name: Name,
     value: Box<str>,
+    /// Set before anything is written: from then on it may be there, whatever the provider says.
+    tried: AtomicBool,
     /// What the API of the provider calls it.
-    handle: Option<cloudflare::Handle>,
+    handle: OnceLock<cloudflare::Handle>,
 }
 
 /// Why a record is not where it should be, in words for the operator.
@@ -63,16 +71,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Dns {
-    /// Prepares the client of APIs, and the resolver.
-    ///
-    /// # Errors
-    /// When this system has no certificate authorities.
-    pub fn new(policy: &AcmePolicy) -> Result<Self, DnsError> {
-        let https = HttpsClient::new(&[]).map_err(|error| {
-            let help = error.help().to_owned();
-            DnsError::new("the client of DNS providers cannot start", help).because(error)
-        })?;
-        Ok(Self { https, resolver: Resolver::new(&policy.resolvers) })
+    /// Prepares the resolver.
+    pub fn new(policy: &AcmePolicy) -> Self {
+        Self { https: Arc::default(), resolver: Resolver::new(&policy.resolvers) }
     }
 
     /// As `new`, with this resolver.
@@ -81,7 +82,8 @@ impl Dns {
         // An authority of its own: the machine of a test may have none.
         let key = rcgen::KeyPair::generate().expect("a key");
         let root = rcgen::CertificateParams::default().self_signed(&key).expect("a root");
-        Self { https: HttpsClient::new(&[root.der().to_vec()]).expect("a client"), resolver }
+        let https = HttpsClient::new(&[root.der().to_vec()]).expect("a client");
+        Self { https: Arc::new(OnceLock::from(https)), resolver }
     }
 
     /// The resolver, for checks before an order.
@@ -89,11 +91,12 @@ impl Dns {
         &self.resolver
     }
 
-    /// Adds a TXT record with this value at `_acme-challenge.NAME`, or where a chain of CNAMEs from there ends.
+    /// Finds out where a TXT record for a name belongs: at `_acme-challenge.NAME`, or where a chain of CNAMEs from
+    /// there ends. Nothing is written.
     ///
     /// # Errors
-    /// When it cannot be told where the record belongs, or the provider refuses.
-    pub async fn present(&self, rule: &DnsRule, name: &HostName, value: &str) -> Result<Record, DnsError> {
+    /// When that cannot be told, or is no name that a provider can take.
+    pub async fn locate(&self, rule: &DnsRule, name: &HostName, value: &str) -> Result<Record, DnsError> {
         let at = |error: DnsError, record: String| error.at(rule.provider.as_str(), record);
         let start = resolver::below(LABEL, name).map_err(|error| at(no_place(error), format!("{LABEL}.{name}")))?;
         let fault = |error| at(error, resolver::text(&start));
@@ -101,22 +104,43 @@ impl Dns {
         let (name, _) = found.map_err(|error| fault(no_place(error)))?;
         if !is_plain(&name) {
             let what = format!("its CNAME points to {:?}, which is no host name", resolver::text(&name));
-            return Err(fault(DnsError::new(what, "correct the CNAME record")));
+            let help = "correct the CNAME record: labels of letters, digits, `-` and `_` that do not begin with `-`";
+            return Err(fault(DnsError::new(what, help)));
         }
-        let mut record = Record { name, value: value.into(), handle: None };
-        let done = match &rule.provider {
-            DnsProvider::Exec(program) => exec::call(program, "present", &record).await,
-            DnsProvider::Rfc2136(server) => rfc2136::add(server, &record).await,
-            DnsProvider::AcmeDns(account) => acme_dns::update(&self.https, account, &start, &record).await,
-            DnsProvider::Cloudflare(api) => {
-                cloudflare::add(&self.https, api, &record).await.map(|handle| record.handle = Some(handle))
+        Ok(Record { start, name, value: value.into(), tried: AtomicBool::new(false), handle: OnceLock::new() })
+    }
+
+    /// Adds a record beside those that are there. The caller keeps it and removes it, also when this fails or is given
+    /// up: it may have been written all the same.
+    ///
+    /// # Errors
+    /// When the provider refuses.
+    pub async fn put(&self, rule: &DnsRule, record: &Record) -> Result<(), DnsError> {
+        let done = async {
+            match &rule.provider {
+                DnsProvider::Exec(program) => exec::present(program, record).await,
+                DnsProvider::Rfc2136(server) => rfc2136::add(server, record).await,
+                DnsProvider::AcmeDns(account) => acme_dns::update(self.https()?, account, record).await,
+                DnsProvider::Cloudflare(api) => cloudflare::add(self.https()?, api, record).await,
+                DnsProvider::Persist => Err(DnsError::new(
+                    "a record of dns-persist-01 is put there once, by hand",
+                    "use challenges of type dns-persist-01 for this name",
+                )),
             }
-            DnsProvider::Persist => Err(DnsError::new(
-                "a record of dns-persist-01 is put there once, by hand",
-                "use challenges of type dns-persist-01 for this name",
-            )),
         };
-        done.map(|()| record.clone()).map_err(|error| at(error, record.text()))
+        done.await.map_err(|error| error.at(rule.provider.as_str(), record.text()))
+    }
+
+    /// The client of APIs.
+    fn https(&self) -> Result<&HttpsClient, DnsError> {
+        if let Some(client) = self.https.get() {
+            return Ok(client);
+        }
+        let client = HttpsClient::new(&[]).map_err(|error| {
+            let help = error.help().to_owned();
+            DnsError::new("the client of DNS providers cannot start", help).because(error)
+        })?;
+        Ok(self.https.get_or_init(|| client))
     }
 
     /// Waits until every server of the zone shows a record. A server that is silent to the end does not count
@@ -135,7 +159,7 @@ impl Dns {
             };
             let views = match found {
                 Ok(found) => {
-                    let views = join_all(found.iter().map(|server| view(server, record))).await;
+                    let views = views(&found, record).await;
                     servers = Some(found);
                     Ok(views)
                 }
@@ -160,19 +184,24 @@ impl Dns {
         }
     }
 
-    /// Removes a record by its value.
+    /// Removes a record by its value. One that was never there is no error.
     ///
     /// # Errors
-    /// When the provider refuses; the record stays then.
+    /// When the provider refuses; the record may stay then.
     pub async fn remove(&self, rule: &DnsRule, record: Record) -> Result<(), DnsError> {
-        let done = match &rule.provider {
-            DnsProvider::Exec(program) => exec::call(program, "cleanup", &record).await,
-            DnsProvider::Rfc2136(server) => rfc2136::delete(server, &record).await,
-            DnsProvider::Cloudflare(api) => cloudflare::delete(&self.https, api, &record).await,
-            // acme-dns keeps the last two values by itself; persist has put nothing there.
-            DnsProvider::AcmeDns(_) | DnsProvider::Persist => Ok(()),
+        if !record.tried.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let done = async {
+            match &rule.provider {
+                DnsProvider::Exec(program) => exec::cleanup(program, &record).await,
+                DnsProvider::Rfc2136(server) => rfc2136::delete(server, &record).await,
+                DnsProvider::Cloudflare(api) => cloudflare::delete(self.https()?, api, &record).await,
+                // acme-dns keeps the last two values by itself; persist has put nothing there.
+                DnsProvider::AcmeDns(_) | DnsProvider::Persist => Ok(()),
+            }
         };
-        done.map_err(|error| error.at(rule.provider.as_str(), record.text()))
+        done.await.map_err(|error| error.at(rule.provider.as_str(), record.text()))
     }
 
     /// The servers that have to show a record.
@@ -198,6 +227,11 @@ impl Record {
     /// Its value.
     pub fn value(&self) -> &str {
         &self.value
+    }
+
+    /// Says whether it may be there.
+    fn mark(&self, may_be_there: bool) {
+        self.tried.store(may_be_there, Ordering::Relaxed);
     }
 }
 
@@ -263,8 +297,17 @@ enum View {
 const LATE: &str = "a longer `propagation` gives slow servers time; a server that never gets the record is no \
                     secondary of the zone any more, or its transfers fail";
 
-async fn view(server: &ZoneServer, record: &Record) -> View {
-    let looks = join_all(server.addresses.iter().map(|address| look(*address, server.is_given, record))).await;
+/// What all servers show.
+async fn views(servers: &[ZoneServer], record: &Record) -> Vec<View> {
+    let all = servers.iter().flat_map(|server| server.addresses.iter().map(|address| (*address, server.is_given)));
+    let looks = a_few_at_once(all.map(|(address, recurse)| look(address, recurse, record)).collect()).await;
+    let mut looks = looks.into_iter();
+    let of_one = |server: &ZoneServer| view(server, looks.by_ref().take(server.addresses.len()).collect());
+    servers.iter().map(of_one).collect()
+}
+
+/// What one server shows, by the word of each of its addresses.
+fn view(server: &ZoneServer, looks: Vec<View>) -> View {
     let mut silent = Vec::new();
     let mut shows = false;
     for look in looks {
@@ -287,7 +330,7 @@ async fn look(address: SocketAddr, recurse: bool, record: &Record) -> View {
         Ok(values) if values.iter().any(|value| **value == *record.value) => View::Shows,
         Ok(values) if values.is_empty() => View::Other("shows no TXT record".into()),
         Ok(values) => View::Other(format!("shows only {}", list(&values))),
-        Err(resolver::Fault::Code(code)) => View::Other(format!("answers {}", resolver::code_name(code))),
+        Err(ask::Fault::Code(code)) => View::Other(format!("answers {}", ask::code_name(code))),
         Err(fault) => View::Silent(format!("{address}: {fault}")),
     }
 }
@@ -323,9 +366,11 @@ fn list(values: &[String]) -> String {
     text
 }
 
-/// True for a name that programs and APIs can take as text: letters, digits, hyphens and underscores.
+/// True for a name that programs and APIs can take as text: letters, digits, hyphens and underscores. It may come from
+/// the DNS of somebody else, and must not look like an option of a program.
 fn is_plain(name: &Name) -> bool {
-    name.iter().all(|label| label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')))
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    !name.is_root() && name.iter().all(|label| !label.starts_with(b"-") && label.iter().all(is_plain))
 }
 
 /// For a record whose zone or servers cannot be found.

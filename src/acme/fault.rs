@@ -20,6 +20,8 @@ pub struct AcmeFault {
     pub help: String,
     /// Not before this time, when the CA said so.
     pub not_before: Option<OffsetDateTime>,
+    /// Whether the CA said it, in its protocol: then it is there.
+    pub is_said: bool,
 }
 
 /// Who is to blame.
@@ -44,7 +46,7 @@ pub enum Blame {
 impl AcmeFault {
     /// A reason.
     pub fn new(blame: Blame, kind: impl Into<Box<str>>, text: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { blame, kind: kind.into(), text: text.into(), help: help.into(), not_before: None }
+        Self { blame, kind: kind.into(), text: text.into(), help: help.into(), not_before: None, is_said: false }
     }
 
     /// From a problem document.
@@ -52,7 +54,9 @@ impl AcmeFault {
         let kind = problem.r#type.as_deref().unwrap_or("about:blank");
         let kind = kind.strip_prefix("urn:ietf:params:acme:error:").unwrap_or(kind);
         let (blame, help) = meaning(kind, problem.status);
-        Self { blame, kind: kind.into(), text: full_text(problem), help: help.into(), not_before }
+        // Longer than any registered type: whoever sends more wants something else.
+        let kind = clean(kind, 64).into();
+        Self { blame, kind, text: full_text(problem), help: help.into(), not_before, is_said: blame != Blame::Ca }
     }
 
     /// From what the ACME library says, and what the last answer of the CA was.
@@ -122,9 +126,12 @@ pub fn full_text(problem: &Problem) -> String {
     if let Some(kind) = &problem.r#type {
         text.push_str(&format!(" ({kind})"));
     }
-    // Somebody else's text in our log: one line, and not without end.
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect();
-    clean
+    clean(&text, MOST)
+}
+
+/// Somebody else's text in our log and on our terminal: one line, and not without end.
+pub fn clean(text: &str, most: usize) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
 }
 
 /// Longer than any message seen, short enough for one line of a log.
@@ -135,7 +142,7 @@ pub fn identifier_text(identifier: &Identifier) -> String {
     match identifier {
         Identifier::Dns(name) => name.clone(),
         Identifier::Ip(ip) => ip.to_string(),
-        other => format!("{other:?}"),
+        other => clean(&format!("{other:?}"), 300),
     }
 }
 

@@ -1,21 +1,24 @@
-//! Which CAs are away, so that a hundred names do not all find out for themselves.
+//! What is known of each CA, so that a hundred names do not all find out for themselves.
 //!
 //! While a CA is away, one order at a time may look for it, at most about once a minute. When it is back, all that waited
-//! are told at once.
+//! are told at once. One that is there is asked for its directory once a minute at most, by whomever.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::fault::Blame;
+use super::ca::{Ca, Meta};
+use super::fault::{AcmeFault, Blame};
 use super::plan;
+use crate::site::acme::Directory;
 
 /// What is known of all CAs, by the URL of their directory.
-#[derive(Debug)]
 pub struct Health {
     away: Mutex<HashMap<Box<str>, Away>>,
+    reached: Mutex<HashMap<Box<str>, (Instant, Ca)>>,
     returns: watch::Sender<u64>,
 }
 
@@ -25,10 +28,13 @@ struct Away {
     until: OffsetDateTime,
 }
 
+/// How long a directory is believed to be as it was.
+const FRESH: Duration = Duration::from_secs(60);
+
 impl Health {
     /// All are well.
     pub fn new() -> Self {
-        Self { away: Mutex::default(), returns: watch::Sender::new(0) }
+        Self { away: Mutex::default(), reached: Mutex::default(), returns: watch::Sender::new(0) }
     }
 
     /// Whether a CA may be asked now. Whoever may, looks for all the others: they wait for a while.
@@ -48,6 +54,7 @@ impl Health {
 
     /// A CA did not answer, or not as a CA does. Says when it is looked for again.
     pub fn failed(&self, url: &str, not_before: Option<OffsetDateTime>, now: OffsetDateTime) -> OffsetDateTime {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).remove(url);
         let mut all = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         let away = all.entry(url.into()).or_insert(Away { failures: 0, until: now });
         away.failures = away.failures.saturating_add(1);
@@ -64,9 +71,39 @@ impl Health {
         }
     }
 
+    /// A CA: its directory is asked for, unless that has just been done.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is no directory.
+    pub async fn reach(&self, directory: &Directory) -> Result<Ca, AcmeFault> {
+        if let Some(ca) = self.known(directory).filter(|(at, _)| at.elapsed() < FRESH) {
+            return Ok(ca.1.afresh());
+        }
+        let ca = Ca::reach(directory).await?;
+        let mut all = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(directory.url.clone(), (Instant::now(), ca.clone()));
+        Ok(ca)
+    }
+
+    /// What a CA once said of itself.
+    pub fn meta(&self, directory: &Directory) -> Option<Meta> {
+        self.known(directory).map(|(_, ca)| ca.meta)
+    }
+
+    fn known(&self, directory: &Directory) -> Option<(Instant, Ca)> {
+        let all = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&directory.url).filter(|(_, ca)| ca.directory == *directory).cloned()
+    }
+
     /// Counts the returns of CAs, for whoever waits for one.
     pub fn returns(&self) -> watch::Receiver<u64> {
         self.returns.subscribe()
+    }
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("away", &self.away).finish_non_exhaustive()
     }
 }
 

@@ -3,6 +3,7 @@
 //! What is in force stays in force whatever happens here. Two processes on one store have a keeper for the same site:
 //! the lock decides which one orders, and the other serves what it finds.
 
+mod outcome;
 mod pursuit;
 mod stages;
 mod timing;
@@ -14,17 +15,16 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use super::event::{Event, timestamp};
-use super::fault::{AcmeFault, Blame};
+use super::fault::AcmeFault;
 use super::order::Issued;
-use super::store::{Ledger, Request, Store, StoreError, Trouble};
+use super::store::{Answer, Ledger, Request, Store, StoreError};
 use super::{Shared, off_thread, plan};
 use crate::addr::HostPattern;
-use crate::site::acme::{AcmePolicy, Directory, Pending};
+use crate::site::acme::AcmePolicy;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
 use crate::tls;
-use crate::tls::certs::Certificate;
-use timing::Suggested;
+use crate::tls::certs::{Certificate, Standing};
 
 /// The keeper of one site.
 pub struct Keeper {
@@ -34,8 +34,6 @@ pub struct Keeper {
     /// What the last look was about: another policy or other names are a new beginning.
     subject: Option<(Arc<AcmePolicy>, Vec<HostPattern>)>,
     ledger: Ledger,
-    /// What the CA suggests for the certificate with this fingerprint.
-    suggestion: Option<Suggested>,
     /// A certificate that the disk did not take.
     unsaved: Option<Issued>,
     /// What was wrong with the files at the last look, so that it is told once.
@@ -78,6 +76,8 @@ enum Why {
 const LOOK: Duration = Duration::from_secs(60);
 /// While another process orders: its certificate may be there any moment, and a file system may not tell.
 const BUSY: Duration = Duration::from_secs(2);
+/// Shorter than this no pause is, however little is left of a certificate.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
 /// Longer than any pause between attempts, and than any `Retry-After` that is believed.
 const LONGEST_PAUSE: time::Duration = time::Duration::hours(25);
 /// The kind of a fault that was not found out by asking.
@@ -96,7 +96,6 @@ impl Keeper {
             touched,
             subject: None,
             ledger: Ledger::default(),
-            suggestion: None,
             unsaved: None,
             doubts: Vec::new(),
             name_doubts: Vec::new(),
@@ -136,7 +135,7 @@ impl Keeper {
         let now = OffsetDateTime::now_utc();
         let store = Store::new(&table.edge.storage);
         self.save_unsaved(&store).await;
-        self.publish_kept(table, site, now).await;
+        let is_kept = self.publish_kept(table, site, now).await;
         self.begin_anew(table, site, &store).await;
         let names = tls::patterns(site);
         let request = self.on_disk(&store, |store, host| Ok(store.asked(host))).await.unwrap_or_default();
@@ -150,22 +149,25 @@ impl Keeper {
         let is_ahead = |next: &OffsetDateTime| *next > now && *next - now <= LONGEST_PAUSE;
         let waits = self.ledger.next_attempt.filter(|next| request.is_none() && is_ahead(next));
         let order = |why| waits.map_or(Next::Order(due(why)), Next::Wait);
-        let Some(current) = current else { return order(Why::Missing) };
+        // One that is neither on disk nor waiting for it was revoked, or is of another `storage`: a restart would lose it.
+        let Some(current) = current.filter(|_| is_kept || self.unsaved.is_some()) else { return order(Why::Missing) };
         if !is_known(policy, &self.ledger) {
             return order(Why::Stranger);
         }
-        let renewal = self.renewal(policy, &current, now).await;
+        let renewal = self.renewal(policy, &current, &store, now).await;
         if renewal <= now {
             return order(Why::Time);
         }
-        if request.is_some() {
-            // Not due, and nobody insists.
-            self.answer(&store).await;
-        }
         self.plan_renewal(&store, renewal).await;
+        if let Some(request) = request {
+            // Not due, and nobody insists.
+            let text = format!("nothing is due before {}; --force orders a new certificate now", timestamp(renewal));
+            self.answer(&store, request, true, text, String::new()).await;
+        }
         self.warn_of_pins(site, &current, renewal, now);
-        let ask_at = self.suggestion.as_ref().map_or(renewal, |suggested| suggested.ask_at);
-        Next::Wait(renewal.min(ask_at))
+        let ask_at = self.ledger.suggestion.as_ref().map_or(renewal, |suggestion| suggestion.ask_at);
+        // Both lie ahead; a moment is added so that rounding never makes this a busy loop.
+        Next::Wait(renewal.min(ask_at).max(now + time::Duration::SECOND))
     }
 
     /// Another configuration, or the first look: what failed before says little now.
@@ -194,22 +196,29 @@ impl Keeper {
     fn current(&self, names: &[HostPattern]) -> Option<Arc<Certificate>> {
         let first = self.shared.certs.of(names.first()?)?;
         let is_whole = |name: &HostPattern| first.facts.covers(name);
-        (!first.facts.is_pending && names.iter().all(is_whole)).then_some(first)
+        let is_own = first.facts.source == CertificateSource::Acme && first.facts.standing == Standing::Own;
+        (is_own && names.iter().all(is_whole)).then_some(first)
     }
 
     /// Puts in force what the store has, where it is newer; and what stands in, where nothing is there.
-    async fn publish_kept(&mut self, table: &SiteTable, site: &Arc<Site>, now: OffsetDateTime) {
+    /// Says whether the store has a certificate of the site.
+    async fn publish_kept(&mut self, table: &SiteTable, site: &Arc<Site>, now: OffsetDateTime) -> bool {
         let (table, site, certs) = (table.clone(), Arc::clone(site), Arc::clone(&self.shared.certs));
         let found = off_thread(move || Ok::<_, AcmeFault>(tls::of_acme_site(&table, &site, &certs, &mut None, now)));
-        let Ok((found, doubts)) = found.await else { return };
+        // What cannot be looked at is taken for there: nothing is ordered for that.
+        let Ok(found) = found.await else { return true };
         let mut is_from_elsewhere = false;
-        for (pattern, certificate) in found {
+        for (pattern, certificate) in found.certificates {
             let old = self.shared.certs.of(&pattern);
-            if old.as_ref().is_some_and(|old| old.facts.fingerprint == certificate.facts.fingerprint) {
+            let is_same = |old: &Arc<Certificate>| {
+                old.facts.fingerprint == certificate.facts.fingerprint
+                    && old.facts.standing == certificate.facts.standing
+            };
+            if old.as_ref().is_some_and(is_same) {
                 continue;
             }
             let is_taken = self.shared.certs.renew(std::slice::from_ref(&pattern), &certificate);
-            if is_taken && !certificate.facts.is_pending {
+            if is_taken && certificate.facts.standing == Standing::Own {
                 is_from_elsewhere = true;
                 let facts = &certificate.facts;
                 tracing::info!(
@@ -225,19 +234,20 @@ impl Keeper {
             // What another process wrote beside it: which CA it is from.
             self.subject = None;
         }
-        for doubt in doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
+        for doubt in found.doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
             tracing::warn!(event = "certificate", site = %self.host, "{doubt}");
         }
-        self.doubts = doubts;
+        self.doubts = found.doubts;
+        found.is_kept
     }
 
     /// Keeps the plan for those who list certificates, and warns those who pin.
     async fn plan_renewal(&mut self, store: &Store, renewal: OffsetDateTime) {
         // Whole seconds are what is kept.
         let renewal = renewal.replace_nanosecond(0).unwrap_or(renewal);
-        if self.ledger.next_renewal != Some(renewal) || self.ledger.trouble.is_some() {
-            self.ledger.next_renewal = Some(renewal);
-            (self.ledger.trouble, self.ledger.next_attempt, self.ledger.failures) = (None, None, 0);
+        // The last failure stays written down until a success: somebody may not have read it yet.
+        if self.ledger.next_renewal != Some(renewal) || self.ledger.next_attempt.is_some() {
+            (self.ledger.next_renewal, self.ledger.next_attempt, self.ledger.failures) = (Some(renewal), None, 0);
             self.keep_ledger(store).await;
         }
     }
@@ -286,23 +296,35 @@ impl Keeper {
             && self.was_faster(site, &kept, due)
         {
             self.ledger = ledger;
-            self.shared.certs.renew(&tls::patterns(site), &kept);
-            return OffsetDateTime::now_utc();
+            // If the names are another source's by now, the next look says so.
+            let is_taken = self.put_in_force(site, &kept);
+            return OffsetDateTime::now_utc() + if is_taken { time::Duration::ZERO } else { time::Duration::SECOND };
         }
-        self.ledger.directory = ledger.directory;
+        (self.ledger.directory, self.ledger.issued) = (ledger.directory, ledger.issued);
         if due.why == Why::Stranger && due.request.is_none() && is_known(&table.edge.acme, &self.ledger) {
             // Another process has just replaced it.
             return OffsetDateTime::now_utc();
         }
         tracing::debug!(event = "certificate_due", site = %self.host, "ordering a certificate: {:?}", due.why);
-        self.ledger.last_attempt = Some(OffsetDateTime::now_utc());
-        let next = match self.order(table, site, &store).await {
-            Ok((issued, directory)) => self.issued(site, &store, issued, &directory).await,
+        // Before anything is asked: a process that ends in the middle, again and again, must not order each time.
+        let now = OffsetDateTime::now_utc();
+        (self.ledger.last_attempt, self.ledger.next_attempt) = (Some(now), Some(now + FRESH_START));
+        self.keep_ledger(&store).await;
+        let outcome = self.order(table, site, &store, due.request.is_some()).await;
+        let answer = match &outcome {
+            Ok(won) => {
+                let end = timestamp(won.issued.certificate.facts.not_after);
+                (true, format!("a new certificate is served, valid until {end}"), String::new())
+            }
+            Err(fault) => (false, fault.text.clone(), fault.help.clone()),
+        };
+        let next = match outcome {
+            Ok(won) => self.issued(table, site, &store, won).await,
             Err(fault) => self.failed(table, site, &store, fault).await,
         };
-        // After the outcome is written down: whoever asked reads it then.
-        if due.request.is_some() {
-            self.answer(&store).await;
+        // After the outcome is in force: whoever asked reads it then.
+        if let Some(request) = due.request {
+            self.answer(&store, request, answer.0, answer.1, answer.2).await;
         }
         drop(lock);
         next
@@ -321,123 +343,10 @@ impl Keeper {
             && due.request.is_none_or(|request| !request.force)
     }
 
-    async fn issued(
-        &mut self,
-        site: &Arc<Site>,
-        store: &Store,
-        issued: Issued,
-        directory: &Directory,
-    ) -> OffsetDateTime {
-        let certificate = Arc::clone(&issued.certificate);
-        let old = self.current(&tls::patterns(site));
-        self.shared.certs.renew(&tls::patterns(site), &certificate);
-        let began = self.ledger.last_attempt.unwrap_or_else(OffsetDateTime::now_utc);
-        self.ledger.directory = Some(directory.url.to_string());
-        (self.ledger.failures, self.ledger.trouble, self.ledger.next_attempt) = (0, None, None);
-        self.unsaved = Some(issued);
-        self.save_unsaved(store).await;
+    /// What was asked for has been done, or tried: tells whoever asked.
+    async fn answer(&mut self, store: &Store, request: Request, is_fine: bool, text: String, help: String) {
+        self.ledger.answer = Some(Answer { id: request.id, is_fine, text, help });
         self.keep_ledger(store).await;
-        let facts = &certificate.facts;
-        let is_key_new = old.is_some_and(|old| old.key_fingerprint() != certificate.key_fingerprint());
-        let seconds = (OffsetDateTime::now_utc() - began).as_seconds_f64();
-        tracing::info!(
-            event = "certificate_issued",
-            site = %self.host,
-            names = facts.names.join(", "),
-            directory = &*directory.name,
-            not_after = timestamp(facts.not_after),
-            sha256 = facts.fingerprint_text(),
-            seconds = (seconds * 10.0).round() / 10.0,
-            "a certificate for {} was issued by {}: valid until {}", facts.names.join(", "), directory.name, timestamp(facts.not_after)
-        );
-        let event = Event::new("issued", &site.label).of(&certificate).with("directory", &*directory.name);
-        self.shared.events.tell(event.with("key_changed", is_key_new));
-        OffsetDateTime::now_utc()
-    }
-
-    async fn failed(&mut self, table: &SiteTable, site: &Arc<Site>, store: &Store, fault: AcmeFault) -> OffsetDateTime {
-        let now = OffsetDateTime::now_utc();
-        // Nothing was tried while another name looks for the CA.
-        let is_away = &*fault.kind == AWAY;
-        if !is_away {
-            self.ledger.failures = self.ledger.failures.saturating_add(1);
-        }
-        let pause = plan::pause(fault.blame, self.ledger.failures, plan::chance());
-        let next = match fault.not_before {
-            Some(time) if is_away => time,
-            Some(time) => time.max(now + pause),
-            None => now + pause,
-        };
-        self.ledger.next_attempt = Some(next);
-        self.ledger.trouble = Some(Trouble {
-            kind: fault.kind.to_string(),
-            text: fault.text.clone(),
-            help: fault.help.clone(),
-            is_of_ca: fault.blame == Blame::Ca,
-        });
-        self.keep_ledger(store).await;
-        if is_away {
-            tracing::debug!(event = "certificate_waits", site = %self.host, "{fault}");
-            return next;
-        }
-        let current = self.current(&tls::patterns(site));
-        let held = match &current {
-            Some(current) if current.facts.not_after > now => {
-                format!("the certificate in force is valid until {}", timestamp(current.facts.not_after))
-            }
-            Some(current) => format!("the certificate in force expired on {}", timestamp(current.facts.not_after)),
-            None if table.edge.acme.pending == Pending::Refuse => "handshakes are refused until then".to_owned(),
-            None => "a certificate of the local authority stands in".to_owned(),
-        };
-        let directory = table.edge.acme.directories.first().map_or("", |directory| &*directory.name);
-        let seconds = (next - now).whole_seconds().max(0);
-        // A CA that is away for a minute is no matter for a person while there is time.
-        let is_early = current.as_ref().is_some_and(|current| {
-            let facts = &current.facts;
-            now < plan::alert(facts.not_before, facts.not_after, table.edge.acme.alert_before)
-        });
-        macro_rules! say {
-            ($level:ident) => {
-                tracing::$level!(
-                    event = "certificate_failed",
-                    site = %self.host,
-                    directory,
-                    kind = &*fault.kind,
-                    attempt = self.ledger.failures,
-                    next = timestamp(next),
-                    seconds,
-                    help = fault.help,
-                    "no certificate for {}: {fault}; {held}; next attempt {} (in {seconds} s)", self.host, timestamp(next)
-                )
-            };
-        }
-        if is_early && fault.blame == Blame::Ca {
-            say!(info)
-        } else {
-            say!(warn)
-        }
-        let event = Event::new("failed", &site.label).because(&fault).with("attempt", self.ledger.failures);
-        let event = event.with("directory", directory).with("next_attempt", timestamp(next));
-        self.shared.events.tell(match &current {
-            Some(current) => event.of(current),
-            None => event,
-        });
-        next
-    }
-
-    /// Keeps a certificate that the disk has not taken yet.
-    async fn save_unsaved(&mut self, store: &Store) {
-        let Some(issued) = &self.unsaved else { return };
-        let pem = issued.pem.clone();
-        match self.on_disk(store, move |store, host| store.keep_certificate(host, &pem)).await {
-            Ok(()) => self.unsaved = None,
-            Err(fault) => tracing::error!(event = "storage", site = %self.host, help = fault.help,
-                "the new certificate of {} is served, but not kept: {fault}; tried again every minute", self.host),
-        }
-    }
-
-    /// What was asked for has been done, or tried.
-    async fn answer(&self, store: &Store) {
         let answered = self.on_disk(store, |store, host| {
             store.answered(host);
             Ok(())

@@ -18,6 +18,7 @@ use super::ca::Ca;
 use super::dns::Dns;
 use super::fault::{AcmeFault, Blame, full_text, is_bad_nonce};
 use crate::addr::HostPattern;
+use crate::drain::{Drain, Phase, Work};
 use crate::site::acme::{AcmePolicy, Challenge, Profile};
 use crate::tls::certs::Certificate;
 use crate::tls::kept;
@@ -30,6 +31,8 @@ pub struct Wanted<'a> {
     pub names: &'a [HostPattern],
     /// By these rules.
     pub policy: &'a AcmePolicy,
+    /// Whether the CA is the one that is meant first: a profile is named for that one.
+    pub is_first: bool,
     /// With this key (PEM), when it is to stay.
     pub key: Option<String>,
     /// In place of this certificate of the same CA (RFC 9773 5).
@@ -55,11 +58,19 @@ pub struct Means<'a> {
     pub dns: &'a Dns,
     /// Told of each step.
     pub stage: &'a (dyn Fn(String) + Sync),
+    /// The end of the process: an order is given up then, and what it put up is taken down.
+    pub drain: &'a Drain,
 }
 
-/// How long a CA may take to look for proofs, and again to issue. Our choice: CAs look from several places, some of which
-/// are slow, and give up after about a minute themselves.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// The kind of a fault that is none: the process stops.
+pub const STOPPED: &str = "stopped";
+/// How long a CA may take to look for proofs. Our choice: CAs look from several places, some of which are slow, and give up
+/// after about a minute themselves.
+const PROVING: Duration = Duration::from_secs(180);
+/// How long a CA may take to issue. Our choice: longer than a bad minute; whoever gives up here orders once more.
+const ISSUING: Duration = Duration::from_secs(600);
+/// To take proofs down: a DNS provider that hangs must not hold up the next order.
+const TIDYING: Duration = Duration::from_secs(90);
 /// A whole order, whatever happens: DNS may take some minutes before it.
 const LONGEST: Duration = Duration::from_secs(1200);
 
@@ -68,10 +79,20 @@ const LONGEST: Duration = Duration::from_secs(1200);
 /// # Errors
 /// When there is no certificate, or one that cannot be used.
 pub async fn place(ca: &Ca, account: &Account, wanted: &Wanted<'_>, means: &Means<'_>) -> Result<Issued, AcmeFault> {
+    let _counted = means.drain.guard(Work::Order);
     let mut up = Up::default();
-    let outcome = timeout(LONGEST, follow(ca, account, wanted, means, &mut up)).await;
-    up.take_down(means.dns).await;
-    outcome.unwrap_or_else(|_| Err(AcmeFault::new(Blame::Ca, "timeout", "the order was given up after 20 minutes", "")))
+    let outcome = tokio::select! {
+        outcome = timeout(LONGEST, follow(ca, account, wanted, means, &mut up)) => outcome.unwrap_or_else(|_| {
+            Err(AcmeFault::new(Blame::Ca, "timeout", "the order was given up after 20 minutes", ""))
+        }),
+        () = means.drain.reached(Phase::Draining) => {
+            Err(AcmeFault::new(Blame::Setup, STOPPED, "tidegate is stopping", ""))
+        }
+    };
+    if timeout(TIDYING, up.take_down(means.dns)).await.is_err() {
+        tracing::warn!(event = "dns", "the records of an order were not all taken down in time: some stay in the zone");
+    }
+    outcome
 }
 
 async fn follow<'a>(
@@ -83,7 +104,15 @@ async fn follow<'a>(
 ) -> Result<Issued, AcmeFault> {
     (means.stage)(format!("ordering from {}", ca.directory.name));
     let identifiers: Vec<Identifier> = wanted.names.iter().map(identifier).collect();
-    let mut order = begin(ca, account, wanted, &identifiers).await?;
+    // Nothing was proved yet: a refusal here is about the account.
+    let mut order = begin(ca, account, wanted, &identifiers).await.map_err(|fault| match fault.blame {
+        Blame::Validation => AcmeFault { blame: Blame::Setup, help: String::new(), ..fault },
+        Blame::Ca | Blame::Limit | Blame::Certificate | Blame::Names | Blame::Setup | Blame::Storage => fault,
+    })?;
+    if order.state().authorizations.len() > wanted.names.len() {
+        let text = "the CA wants more to be proved than was ordered";
+        return Err(AcmeFault::new(Blame::Ca, "malformed-answer", text, ""));
+    }
     fetch_authorizations(ca, &mut order).await?;
     let chosen = prove(ca, &mut order, wanted, means, up).await?;
     if !chosen.is_empty() {
@@ -167,6 +196,8 @@ fn profile(ca: &Ca, wanted: &Wanted<'_>) -> Result<Option<String>, AcmeFault> {
             Ok((has_address && has("shortlived")).then(|| "shortlived".to_owned()))
         }
         Profile::Named(name) if has(name) => Ok(Some(name.to_string())),
+        // A name of the first CA: those that stand in have their own.
+        Profile::Named(_) if !wanted.is_first => Ok(None),
         Profile::Named(name) => {
             let known: Vec<&str> = ca.meta.profiles.keys().map(String::as_str).collect();
             let known =
@@ -225,7 +256,7 @@ async fn wait_until_ready(
     names: &[HostPattern],
     chosen: &[Chosen],
 ) -> Result<(), AcmeFault> {
-    match poll(ca, order, |status| status != OrderStatus::Pending).await? {
+    match poll(ca, order, PROVING, |status| status != OrderStatus::Pending).await? {
         OrderStatus::Invalid => Err(reasons(ca, order, names, chosen).await),
         OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing | OrderStatus::Pending => Ok(()),
     }
@@ -233,7 +264,7 @@ async fn wait_until_ready(
 
 async fn fetch_certificate(ca: &Ca, order: &mut Order) -> Result<String, AcmeFault> {
     let done = |status| matches!(status, OrderStatus::Valid | OrderStatus::Invalid);
-    if poll(ca, order, done).await? == OrderStatus::Invalid {
+    if poll(ca, order, ISSUING, done).await? == OrderStatus::Invalid {
         return Err(AcmeFault::new(Blame::Ca, "order-invalid", "the CA gave the order up without a reason", ""));
     }
     let chain = again!(order.certificate()).map_err(|error| ca.fault(&error))?;
@@ -243,8 +274,13 @@ async fn fetch_certificate(ca: &Ca, order: &mut Order) -> Result<String, AcmeFau
 }
 
 /// Asks for the state of the order until it is as wanted, at the pace that the CA asks for.
-async fn poll(ca: &Ca, order: &mut Order, is_wanted: impl Fn(OrderStatus) -> bool) -> Result<OrderStatus, AcmeFault> {
-    let until = Instant::now() + PATIENCE;
+async fn poll(
+    ca: &Ca,
+    order: &mut Order,
+    patience: Duration,
+    is_wanted: impl Fn(OrderStatus) -> bool,
+) -> Result<OrderStatus, AcmeFault> {
+    let until = Instant::now() + patience;
     let mut pause = Duration::from_millis(250);
     loop {
         let state = order.state();
@@ -256,7 +292,7 @@ async fn poll(ca: &Ca, order: &mut Order, is_wanted: impl Fn(OrderStatus) -> boo
             return Ok(status);
         }
         if Instant::now() > until {
-            let text = format!("the CA has not come to an end within {} s", PATIENCE.as_secs());
+            let text = format!("the CA has not come to an end within {} s", patience.as_secs());
             return Err(AcmeFault::new(Blame::Ca, "timeout", text, ""));
         }
         let asked = ca.wanted_pause().unwrap_or_default().min(Duration::from_secs(30));
@@ -337,11 +373,9 @@ fn judge(ca: &Ca, pem: String, names: &[HostPattern], now: OffsetDateTime) -> Re
     if let Some(missing) = names.iter().find(|name| !facts.covers(name)) {
         return Err(bad(format!("it is not for \"{missing}\" but for: {}", facts.names.join(", "))));
     }
-    if facts.not_before > now || facts.not_after <= now {
-        return Err(bad(format!(
-            "it is valid from {} to {}: check the clock of this machine",
-            facts.not_before, facts.not_after
-        )));
+    // One that begins later by our clock is good for everybody whose clock is right; that is told when it is served.
+    if facts.not_after <= now {
+        return Err(bad(format!("it ended on {}: check the clock of this machine", facts.not_after)));
     }
     if !kept::is_whole_chain(&certificate) && !is_issued_by_root(ca, &certificate) {
         return Err(bad("its issuer is not with it, and many clients would refuse it".into()));

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::fault::Blame;
 
 /// When a CA wants a certificate to be renewed (RFC 9773 4.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// From here on.
+    #[serde(with = "time::serde::rfc3339")]
     pub start: OffsetDateTime,
     /// Until here.
+    #[serde(with = "time::serde::rfc3339")]
     pub end: OffsetDateTime,
 }
 
@@ -23,14 +26,10 @@ pub fn renewal(not_before: OffsetDateTime, not_after: OffsetDateTime, share: f64
     not_before + lifetime * 2 / 3 - lifetime * (share / 50.0)
 }
 
-/// The renewal that a CA suggests: anywhere in its window (RFC 9773 4.2), but a certificate that has just been issued is
-/// not replaced at once, or a CA that always says "now" would be asked for certificates without end.
+/// The renewal that a CA suggests: anywhere in its window (RFC 9773 4.2), but not so late that it expires.
 pub fn suggested(window: Window, not_before: OffsetDateTime, not_after: OffsetDateTime, share: f64) -> OffsetDateTime {
     let wanted = window.start + (window.end - window.start).max(time::Duration::ZERO) * share;
-    let lifetime: time::Duration = not_after - not_before;
-    let earliest = not_before + (lifetime / 10_i32).min(time::Duration::hours(1));
-    // Nor is it left to expire, whatever the CA says.
-    wanted.max(earliest).min(not_after - lifetime / 20)
+    wanted.min(not_after - (not_after - not_before) / 20)
 }
 
 /// The pause after the `failures`-th failure in a row. `share` (0 to 1) spreads it by a fifth to either side.
@@ -42,12 +41,20 @@ pub fn pause(blame: Blame, failures: u32, share: f64) -> Duration {
         Blame::Ca | Blame::Storage => (10, 2_u64, 60),
         Blame::Limit | Blame::Certificate => (10, 2, 3600),
         Blame::Names => (10, 2, 300),
-        Blame::Validation => (30, 3, 6 * 3600),
+        // Five in the first hour, the first attempt's two kinds of proof counted: what Let's Encrypt allows for a name.
+        Blame::Validation => (60, 4, 6 * 3600),
         Blame::Setup => (10, 2, 6 * 3600),
     };
     let steps = failures.saturating_sub(1).min(16);
     let seconds = factor.saturating_pow(steps).saturating_mul(first).min(longest);
     Duration::from_secs(seconds).mul_f64(0.8 + 0.4 * share.clamp(0.0, 1.0))
+}
+
+/// Before this time a certificate that was issued is not replaced because its time has come: a CA that backdates, clips
+/// lifetimes or always says "now", or a clock that is ahead, would have certificates ordered without a pause.
+pub fn earliest(issued: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDateTime {
+    let left: time::Duration = not_after - issued;
+    issued + (left / 10_i32).clamp(time::Duration::seconds(10), time::Duration::HOUR)
 }
 
 /// When a certificate that is still in force is a matter for a person: `before` its end, but never in the first seven
@@ -60,12 +67,14 @@ pub fn alert(not_before: OffsetDateTime, not_after: OffsetDateTime, before: Dura
 
 /// A number from 0 to 1 by chance.
 pub fn chance() -> f64 {
-    let mut bytes = [0; 4];
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
-        // Without chance the middle is as good as any.
-        Err(_) => 0.5,
-    }
+    (number() >> 11) as f64 / (u64::MAX >> 11) as f64
+}
+
+/// Any number by chance.
+pub fn number() -> u64 {
+    let mut bytes = [0; 8];
+    // Without chance the middle is as good as any.
+    aws_lc_rs::rand::fill(&mut bytes).map_or(u64::MAX / 2, |()| u64::from_le_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -92,8 +101,6 @@ mod tests {
         let at = |days| START + time::Duration::days(days);
         let window = Window { start: at(20), end: at(22) };
         assert_eq!(suggested(window, START, end, 0.5), at(21));
-        let past = Window { start: at(-5), end: at(-4) };
-        assert_eq!(suggested(past, START, end, 0.5), START + time::Duration::hours(1), "not at once, not without end");
         let never = Window { start: at(500), end: at(501) };
         assert!(suggested(never, START, end, 0.5) < end, "never after the end");
         let reversed = Window { start: at(20), end: at(10) };
@@ -101,11 +108,19 @@ mod tests {
     }
 
     #[test]
+    fn orders_are_never_without_a_pause() {
+        for (lifetime, expected) in [(90 * 86400, 3600), (600, 60), (60, 10)] {
+            let end = START + time::Duration::seconds(lifetime);
+            assert_eq!((earliest(START, end) - START).whole_seconds(), expected, "{lifetime}");
+        }
+    }
+
+    #[test]
     fn pauses_grow_to_a_bound_that_fits_the_cause() {
         for (blame, expected) in [
             (Blame::Ca, [10, 20, 40, 60, 60]),
             (Blame::Certificate, [10, 20, 40, 80, 160]),
-            (Blame::Validation, [30, 90, 270, 810, 2430]),
+            (Blame::Validation, [60, 240, 960, 3840, 15360]),
             (Blame::Names, [10, 20, 40, 80, 160]),
         ] {
             let middle: Vec<u64> = (1..=5).map(|n| pause(blame, n, 0.5).as_secs()).collect();

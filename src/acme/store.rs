@@ -7,7 +7,6 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,9 +19,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::fault::{AcmeFault, Blame};
+use super::plan;
 use crate::addr::HostPattern;
 use crate::site::acme::Directory;
-use crate::storage::{self, private_directory, write_whole};
+use crate::storage::{self, private_file, write_whole};
 use crate::tls::TlsError;
 use crate::tls::certs::Certificate;
 use crate::tls::kept;
@@ -68,6 +68,41 @@ pub struct Ledger {
     pub trouble: Option<Trouble>,
     /// What an attempt that runs is doing.
     pub stage: Option<String>,
+    /// When the kept certificate was issued.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub issued: Option<OffsetDateTime>,
+    /// What the CA suggested for the kept certificate.
+    pub suggestion: Option<KeptSuggestion>,
+    /// What came of the last request.
+    pub answer: Option<Answer>,
+}
+
+/// A suggestion of the CA (RFC 9773), as it is kept: a restart asks nobody anew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeptSuggestion {
+    /// Of the certificate with this fingerprint.
+    pub sha256: String,
+    /// The window, where the CA has an opinion.
+    pub window: Option<plan::Window>,
+    /// When the certificate is renewed for that.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub renewal: Option<OffsetDateTime>,
+    /// When the CA is asked again.
+    #[serde(with = "time::serde::rfc3339")]
+    pub ask_at: OffsetDateTime,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Of the request with this number.
+    pub id: u64,
+    /// Whether a new certificate is in force, or none is due.
+    pub is_fine: bool,
+    /// In words.
+    pub text: String,
+    /// What to do.
+    pub help: String,
 }
 
 /// A failure, as it is kept.
@@ -100,6 +135,8 @@ pub struct KeptAccount {
 /// Somebody asks for a renewal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
+    /// Its number, by chance: the answer has it too.
+    pub id: u64,
     /// Also when the certificate is not due.
     pub force: bool,
 }
@@ -115,7 +152,8 @@ enum LockKind {
     Shared,
 }
 
-const LEDGER: &str = "ledger.json";
+/// The file of the ledger.
+pub const LEDGER: &str = "ledger.json";
 const ACCOUNT: &str = "account.json";
 /// The file by which somebody asks for a renewal.
 pub const WANTED: &str = "wanted";
@@ -200,7 +238,7 @@ impl Store {
     /// When the disk refuses it.
     pub fn probe(&self, site: &HostPattern) -> Result<(), StoreError> {
         let file = self.of_site(site);
-        storage::probe(&file).map_err(|source| StoreError { what: "write in", file, source })
+        storage::probe(&self.storage, &file).map_err(|source| StoreError { what: "write in", file, source })
     }
 
     /// Asks for a renewal.
@@ -258,6 +296,15 @@ impl Store {
         self.write_json(&self.of_directory(directory), ACCOUNT, account)
     }
 
+    /// Whether the account at a directory could be written now.
+    ///
+    /// # Errors
+    /// When the disk refuses it.
+    pub fn probe_account(&self, directory: &Directory) -> Result<(), StoreError> {
+        let file = self.of_directory(directory);
+        storage::probe(&self.storage, &file).map_err(|source| StoreError { what: "write in", file, source })
+    }
+
     /// Moves an account aside that its CA does not know any more.
     ///
     /// # Errors
@@ -295,21 +342,19 @@ impl Store {
     }
 
     fn write(&self, directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let written = private_directory(directory).and_then(|()| write_whole(directory, name, bytes));
+        let written = write_whole(&self.storage, directory, name, bytes);
         written.map_err(|source| StoreError { what: "write", file: directory.join(name), source })
     }
 
     fn try_lock(&self, directory: &Path, name: &str, kind: LockKind) -> Result<Option<Lock>, StoreError> {
         let file = directory.join(name);
         let fault = |source| StoreError { what: "lock", file: file.clone(), source };
-        private_directory(directory).map_err(fault)?;
         // For writing: an exclusive lock over NFS wants it. A shared one is held for days, and must not keep the file system
         // from being made read-only.
-        let mut options = File::options();
-        options.create(true).append(true).mode(0o600);
+        let opened = private_file(&self.storage, directory, name);
         let opened = match kind {
-            LockKind::Exclusive => options.open(&file),
-            LockKind::Shared => options.open(&file).and_then(|_| File::open(&file)),
+            LockKind::Exclusive => opened,
+            LockKind::Shared => opened.and_then(|_| File::open(&file)),
         };
         let opened = opened.map_err(fault)?;
         let taken = match kind {

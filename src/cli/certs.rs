@@ -20,8 +20,10 @@ use crate::acme::event::timestamp;
 use crate::acme::store::Store;
 use crate::addr::HostPattern;
 use crate::config;
+use crate::server::printable;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
+use crate::tls::local_ca;
 use facts::{Facts, Shown};
 
 /// What to do with certificates.
@@ -37,11 +39,15 @@ pub(super) enum Command {
     },
     /// Ask the running tidegate to renew what is due, or to try again what failed
     Renew {
-        /// Only this site
-        name: Option<String>,
+        /// Only these sites
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
         /// Also what is not due
         #[arg(long)]
         force: bool,
+        /// All sites, without a question
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
         #[command(flatten)]
         file: FileArg,
     },
@@ -89,15 +95,22 @@ pub(super) fn certs(command: &Command) -> io::Result<Exit> {
     let store = Store::new(&table.edge.storage);
     match command {
         Command::List { json, .. } => list(&table, &store, *json),
-        Command::Renew { name, force, .. } => match sites(&table, name.as_deref(), true)? {
-            Some(sites) => renew::renew(&table, &store, &sites, *force),
-            None => Ok(Exit::WrongInput),
-        },
-        Command::Revoke { name, reason, .. } => match sites(&table, Some(name), true)?.as_deref() {
+        Command::Renew { names, force, all, .. } => {
+            let Some(sites) = sites(&table, names, true)? else { return Ok(Exit::WrongInput) };
+            if *force
+                && names.is_empty()
+                && !all
+                && let Some(exit) = renew::not_for_all(&sites)?
+            {
+                return Ok(exit);
+            }
+            renew::renew(&table, &store, &sites, *force)
+        }
+        Command::Revoke { name, reason, .. } => match sites(&table, std::slice::from_ref(name), true)?.as_deref() {
             Some([site, ..]) => renew::revoke(&table, &store, site, *reason),
             Some([]) | None => Ok(Exit::WrongInput),
         },
-        Command::Fingerprint { name, .. } => match sites(&table, name.as_deref(), false)? {
+        Command::Fingerprint { name, .. } => match sites(&table, name.as_slice(), false)? {
             Some(sites) => fingerprint(&table, &store, &sites),
             None => Ok(Exit::WrongInput),
         },
@@ -105,42 +118,49 @@ pub(super) fn certs(command: &Command) -> io::Result<Exit> {
     }
 }
 
-/// The sites that are meant: one, or all that have a certificate; with `from_ca` only those that a CA issues for.
-/// `None` when there is nothing to do, which has been said.
-fn sites<'t>(table: &'t SiteTable, name: Option<&str>, from_ca: bool) -> io::Result<Option<Vec<&'t Site>>> {
+/// The sites that are meant: those with these names, or without any all that have a certificate; with `from_ca` only those
+/// that a CA issues for. `None` when a name is wrong or there is no site, which has been said.
+fn sites<'t>(table: &'t SiteTable, names: &[String], from_ca: bool) -> io::Result<Option<Vec<&'t Site>>> {
     let is_meant =
         |site: &&Site| site.tls.as_ref().is_some_and(|tls| !from_ca || tls.certificate == CertificateSource::Acme);
     let all: Vec<&Site> = table.sites().iter().map(|site| &**site).filter(is_meant).collect();
-    let found: Vec<&Site> = match name {
-        None => all.clone(),
-        Some(name) => {
-            let pattern = HostPattern::from_config(name).ok();
-            let has = |site: &&&Site| {
-                pattern.as_ref().is_some_and(|pattern| site.host == *pattern || site.aliases.contains(pattern))
-            };
-            all.iter().filter(has).copied().collect()
-        }
-    };
-    if !found.is_empty() {
-        return Ok(Some(found));
-    }
     let what = if from_ca { "whose certificate comes from a CA" } else { "with a certificate" };
     let mut err = anstream::stderr();
-    match name {
-        Some(name) => writeln!(err, "error: there is no site \"{name}\" {what}")?,
-        None => writeln!(err, "error: there is no site {what}")?,
+    if all.is_empty() {
+        writeln!(err, "error: there is no site {what}")?;
+        return Ok(None);
     }
-    let names: Vec<String> = all.iter().map(|site| format!("\"{}\"", site.label)).collect();
-    if !names.is_empty() {
-        writeln!(err, "help: there are {}", names.join(", "))?;
+    if names.is_empty() {
+        return Ok(Some(all));
     }
-    Ok(None)
+    let mut found: Vec<&Site> = Vec::new();
+    for name in names {
+        let pattern = HostPattern::from_config(name).ok();
+        let has = |site: &&&Site| {
+            pattern.as_ref().is_some_and(|pattern| site.host == *pattern || site.aliases.contains(pattern))
+        };
+        let Some(site) = all.iter().find(has) else {
+            let there: Vec<String> = all.iter().map(|site| format!("\"{}\"", site.label)).collect();
+            say(&mut err, &format!("error: there is no site \"{name}\" {what}"))?;
+            writeln!(err, "help: there are {}", there.join(", "))?;
+            return Ok(None);
+        };
+        if !found.iter().any(|known| known.host == site.host) {
+            found.push(site);
+        }
+    }
+    Ok(Some(found))
+}
+
+/// Writes a line. Much of what is told here was said by a CA, by DNS, or in a certificate: no byte of it steers a terminal.
+fn say(out: &mut impl Write, line: &str) -> io::Result<()> {
+    writeln!(out, "{}", printable(line))
 }
 
 /// `tidegate certs list`.
 fn list(table: &SiteTable, store: &Store, is_json: bool) -> io::Result<Exit> {
-    let sites = table.sites().iter().filter(|site| site.tls.is_some());
-    let all: Vec<(&Site, Facts)> = sites.map(|site| (&**site, Facts::gather(table, store, site))).collect();
+    let gathered = |site: &'_ _| Facts::gather(table, store, site);
+    let all: Vec<(&Site, Facts)> = table.sites().iter().filter_map(|site| Some((&**site, gathered(site)?))).collect();
     let now = OffsetDateTime::now_utc();
     let mut out = io::stdout().lock();
     if is_json {
@@ -156,10 +176,10 @@ fn list(table: &SiteTable, store: &Store, is_json: bool) -> io::Result<Exit> {
     let widths: Vec<usize> = (0..5).map(width).collect();
     for (index, row) in rows.iter().enumerate() {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
+        say(&mut out, cells.join("  ").trim_end())?;
         let Some((_, facts)) = index.checked_sub(1).and_then(|index| all.get(index)) else { continue };
         for remark in facts.remarks(now) {
-            writeln!(out, "  {remark}")?;
+            say(&mut out, &format!("  {remark}"))?;
         }
     }
     Ok(Exit::Fine)
@@ -170,18 +190,21 @@ fn fingerprint(table: &SiteTable, store: &Store, sites: &[&Site]) -> io::Result<
     let mut out = io::stdout().lock();
     let mut exit = Exit::Fine;
     for site in sites {
-        let facts = Facts::gather(table, store, site);
+        let Some(facts) = Facts::gather(table, store, site) else { continue };
         let Some(certificate) = &facts.certificate else {
             exit = Exit::CouldNotRun;
-            writeln!(anstream::stderr(), "error: {}: no certificate is served or kept", site.label)?;
+            let mut err = anstream::stderr();
+            say(&mut err, &format!("error: {}: no certificate is served or kept", site.label))?;
+            for remark in facts.remarks.iter().cloned().chain(facts.unseen.map(|unseen| unseen.to_string())) {
+                say(&mut err, &format!("  {remark}"))?;
+            }
             continue;
         };
-        writeln!(
-            out,
-            "{}  ({})",
-            site.label,
-            if facts.is_served { "as it is served now" } else { "as it is kept; nothing answers" }
-        )?;
+        let how = match &facts.unseen {
+            None => "as it is served now".to_owned(),
+            Some(unseen) => format!("as it is kept; {unseen}"),
+        };
+        say(&mut out, &format!("{}  ({how})", site.label))?;
         writeln!(out, "  certificate  sha256 {}", certificate.facts.fingerprint_text())?;
         writeln!(out, "  public key   sha256 {}", certificate.key_fingerprint())?;
         writeln!(out, "  {}", pins(site, &facts, certificate))?;
@@ -205,10 +228,11 @@ fn pins(site: &Site, facts: &Facts, certificate: &Shown) -> String {
                 format!("both change {date}, at the renewal: pins break then; reuse_key = true keeps the key")
             }
         }
-        CertificateSource::Local => {
-            "both change at each start and after 60 days: pin the local authority instead (`tidegate trust --export`)"
-                .into()
-        }
+        CertificateSource::Local => format!(
+            "both change at each start, when the site gets another name, and at the latest on {}: pin the local authority \
+             instead (`tidegate trust --export FILE`)",
+            timestamp(local_ca::renewal(&certificate.facts))
+        ),
         CertificateSource::Files { .. } => format!("both change when the files are replaced, before {end}"),
     }
 }
@@ -223,7 +247,8 @@ impl Facts {
             "site": &*site.label,
             "names": names,
             "source": self.source,
-            "is_served": self.is_served,
+            "is_served": self.unseen.is_none(),
+            "unseen": self.unseen.as_ref().map(ToString::to_string),
             "is_pending": self.is_pending,
             "issuer": certificate.map(|one| &*one.facts.issuer),
             "certificate_names": certificate.map(|one| one.facts.names.iter().map(|name| &**name).collect::<Vec<_>>()),
@@ -235,7 +260,8 @@ impl Facts {
             "next_renewal": time(self.ledger.next_renewal),
             "failures": self.ledger.failures,
             "next_attempt": time(self.ledger.next_attempt),
-            "stage": self.ledger.stage,
+            "stage": self.stage,
+            "remarks": self.remarks,
             "error": self.ledger.trouble.as_ref().map(|trouble| json!({ "kind": trouble.kind, "text": trouble.text, "help": trouble.help })),
         })
     }
@@ -247,6 +273,7 @@ impl Facts {
             count => format!(" +{count}"),
         };
         let (issuer, expires) = match &self.certificate {
+            None if self.is_pending.is_none() => ("unknown".to_owned(), "-".to_owned()),
             None => ("none".to_owned(), "-".to_owned()),
             Some(one) => {
                 let left = one.facts.not_after - now;
@@ -255,17 +282,18 @@ impl Facts {
             }
         };
         let renews = match self.ledger.next_renewal {
-            Some(time) if self.source == "acme" && !self.is_pending => time.date().to_string(),
+            Some(time) if self.source == "acme" && self.is_pending == Some(false) => time.date().to_string(),
             _ => "-".into(),
         };
-        let source = if self.is_pending { format!("{}, pending", self.source) } else { self.source.clone() };
+        let source =
+            if self.is_pending == Some(true) { format!("{}, pending", self.source) } else { self.source.clone() };
         [format!("{}{more}", site.label), issuer, expires, renews, source]
     }
 
     /// What stands below the row.
     fn remarks(&self, now: OffsetDateTime) -> Vec<String> {
         let mut remarks = Vec::new();
-        if let Some(stage) = &self.ledger.stage {
+        if let Some(stage) = &self.stage {
             remarks.push(format!("now: {stage}"));
         }
         if let Some(trouble) = &self.ledger.trouble {
@@ -278,6 +306,7 @@ impl Facts {
             }
         }
         remarks.extend(self.remarks.iter().cloned());
+        remarks.extend(self.unseen.as_ref().map(|unseen| format!("not seen in a handshake: {unseen}")));
         remarks
     }
 }

@@ -3,11 +3,13 @@
 //! Runs on even after a fault, so that one run reports everything. A key that was written but
 //! could not be read is already reported; its absence is no further fault.
 
+mod access;
 mod acme;
 mod certificate;
 mod dns;
 mod files;
 mod listen;
+mod networks;
 mod route;
 mod site;
 pub(crate) mod text;
@@ -19,20 +21,19 @@ use std::time::Duration;
 
 use super::disk;
 use super::file::{self, File};
-use super::kinds::NetworkSource;
 use super::preset::Presets;
 use super::read::{At, Layer, nearest, quoted};
 use super::report::{Code, Diagnostic, Report, Source};
 use super::show::Effective;
 use super::units::display_duration;
-use super::values::{List, Map, Period, Timeout};
+use super::values::{List, Period, Timeout};
 use crate::addr::{HostName, HostPattern};
+use crate::site::access::Switch;
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
-use crate::site::{
-    AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni, built_in_networks,
-};
+use crate::site::{AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni};
 use acme::Acme;
 use listen::Listeners;
+use networks::{Defined, in_layer};
 use text::Fault;
 use upstream::Upstreams;
 
@@ -48,6 +49,8 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         policies: Vec::new(),
         profile: TlsProfile::default(),
         acme: Acme::default(),
+        networks: Vec::new(),
+        switches: Vec::new(),
     };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
@@ -73,6 +76,10 @@ struct Compiler<'r> {
     policies: Vec<Arc<TlsPolicy>>,
     profile: TlsProfile,
     acme: Acme,
+    /// `[networks]`, for every list that names one.
+    networks: Vec<Defined>,
+    /// One for each file of `maintenance`.
+    switches: Vec<Arc<Switch>>,
 }
 
 impl Compiler<'_> {
@@ -87,6 +94,7 @@ impl Compiler<'_> {
         let empty = file::Listen::default();
         let listen = file.listen.as_ref().map_or(&empty, |at| &at.value);
         let mut listeners = self.listeners(listen);
+        self.networks(file.networks.as_ref().map(|at| &at.value));
         let trust = self.trust(file);
         let tls = file.tls.as_ref().map(|at| &at.value);
         self.profile = match tls.and_then(|tls| tls.profile.as_ref()).map(|at| at.value) {
@@ -104,6 +112,7 @@ impl Compiler<'_> {
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
         self.unused(&listeners, &upstreams);
+        self.unused_networks();
         self.unused_acme();
         let unknown_sni = self.unknown_sni(tls, file);
         let storage = storage(file.storage.as_ref());
@@ -125,8 +134,7 @@ impl Compiler<'_> {
         match parsed {
             Ok(value) => Some(value),
             Err(Fault { what, help }) => {
-                let of_defaults = place.split_once("\" of ").filter(|_| at.layer == Layer::Defaults);
-                let place = of_defaults.map_or_else(|| place.to_owned(), |(key, _)| format!("{key}\" of [defaults]"));
+                let place = in_layer(place, at.layer);
                 // A password in a URL is not repeated.
                 let shown = match at.value.rsplit_once('@').filter(|_| matches!(code, Code::Upstream | Code::Url)) {
                     Some((_, host)) => {
@@ -145,23 +153,12 @@ impl Compiler<'_> {
         }
     }
 
-    /// `[trust]`, with the networks it names.
+    /// `[trust]`.
     fn trust(&mut self, file: &File) -> Trust {
         let trust = file.trust.as_ref().map(|at| &at.value);
-        let defined = self.networks(file.networks.as_ref().map(|at| &at.value));
-        let mut used = Vec::new();
-        let mut compiled = |key, entries| self.trusted(key, list(entries), &defined, &mut used);
-        let proxies = compiled("proxies", trust.and_then(|trust| trust.proxies.as_ref()));
-        let proxy_protocol = compiled("proxy_protocol", trust.and_then(|trust| trust.proxy_protocol.as_ref()));
-        for (name, _) in &defined {
-            if !used.contains(&name.value.as_str()) && !self.report.has_errors() {
-                self.push(Diagnostic::at(
-                    Code::Unused,
-                    &name.span,
-                    format!("network \"{}\" is never used", name.value),
-                ));
-            }
-        }
+        let proxies = self.trusted("proxies", list(trust.and_then(|trust| trust.proxies.as_ref())));
+        let proxy_protocol =
+            self.trusted("proxy_protocol", list(trust.and_then(|trust| trust.proxy_protocol.as_ref())));
         let strip = list(trust.and_then(|trust| trust.strip.as_ref()))
             .iter()
             .filter_map(|entry| {
@@ -181,107 +178,23 @@ impl Compiler<'_> {
         Trust { proxies, proxy_protocol, strip }
     }
 
-    /// One list of networks and of names; those that it uses are noted.
-    fn trusted<'f>(
-        &mut self,
-        key: &str,
-        entries: &[At<String>],
-        defined: &[(&'f At<String>, Networks)],
-        used: &mut Vec<&'f str>,
-    ) -> Networks {
+    /// One list of those whose word about the client is taken.
+    fn trusted(&mut self, key: &str, entries: &[At<String>]) -> Networks {
         let place = format!("\"{key}\"");
         let mut found = Networks::default();
-        for entry in entries {
-            let named = defined.iter().find(|(name, _)| name.value == entry.value);
-            if let Some((name, networks)) = named {
-                used.push(name.value.as_str());
-                found.nets.extend(&networks.nets);
-            } else if let Some(networks) = built_in_networks().get(entry.value.as_str()) {
-                found.nets.extend(&networks.nets);
-                found.unix |= networks.unix;
-            } else if entry.value.starts_with(|c: char| c.is_ascii_alphabetic()) && !entry.value.contains([':', '/']) {
-                let built_in = built_in_networks();
-                let names: Vec<&str> =
-                    defined.iter().map(|(name, _)| name.value.as_str()).chain(built_in.keys().copied()).collect();
-                let message = format!("[trust] names the network \"{}\", which is not defined", entry.value);
-                let help = nearest(&entry.value, names.iter().copied()).map_or_else(
-                    || format!("add it to [networks], or use one of: {}", quoted(names.iter().copied())),
-                    |near| format!("did you mean \"{near}\"?"),
+        for (entry, networks) in self.network_list(entries, "[trust]", &place) {
+            if networks.nets.iter().any(|net| net.prefix_len() == 0) {
+                let message = format!("\"{}\" in {place} believes everybody", entry.value);
+                self.push(
+                    Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
+                        .label("any client chooses the address that the upstream sees")
+                        .help("list the addresses of your own proxies"),
                 );
-                self.push(Diagnostic::at(Code::Undefined, &entry.span, message).help(help));
-            } else if let Some(net) = self.take(text::network(&entry.value), Code::Network, entry, &place) {
-                if net.prefix_len() == 0 {
-                    let message = format!("\"{}\" in {place} believes everybody", entry.value);
-                    self.push(
-                        Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
-                            .label("any client chooses the address that the upstream sees")
-                            .help("list the addresses of your own proxies"),
-                    );
-                }
-                found.nets.push(net);
             }
+            found.nets.extend(networks.nets);
+            found.unix |= networks.unix;
         }
         found
-    }
-
-    /// `[networks]`.
-    fn networks<'f>(&mut self, map: Option<&'f Map<NetworkSource>>) -> Vec<(&'f At<String>, Networks)> {
-        let mut defined: Vec<(&At<String>, Networks)> = Vec::new();
-        for (name, source) in map.map_or(&[][..], |map| &map.entries) {
-            if built_in_networks().contains_key(name.value.as_str()) {
-                let message = format!("the network \"{}\" is built in", name.value);
-                self.push(Diagnostic::at(Code::SetTwice, &name.span, message).help("give yours another name"));
-                continue;
-            }
-            if let Some((first, _)) = defined.iter().find(|(first, _)| first.value == name.value) {
-                let message = format!("the network \"{}\" is defined twice", name.value);
-                self.push(Diagnostic::at(Code::SetTwice, &name.span, message).also(&first.span, "first here"));
-                continue;
-            }
-            let place = format!("network \"{}\"", name.value);
-            let nets = match &source.value {
-                NetworkSource::Here(entries) => entries
-                    .iter()
-                    .filter_map(|entry| self.take(text::network(&entry.value), Code::Network, entry, &place))
-                    .collect(),
-                NetworkSource::File(file) => self.network_file(file.file.as_ref(), &place),
-            };
-            defined.push((name, Networks { nets, unix: false }));
-        }
-        defined
-    }
-
-    /// A file with one network a line.
-    fn network_file(&mut self, file: Option<&At<String>>, place: &str) -> Vec<ipnet::IpNet> {
-        let Some(file) = file else { return Vec::new() };
-        let path = disk::resolve(&file.span, &file.value);
-        let content = match disk::read_text(&path) {
-            Ok(content) => content,
-            Err(why) => {
-                self.push(Diagnostic::at(Code::File, &file.span, format!("cannot read \"{}\": {why}", file.value)));
-                return Vec::new();
-            }
-        };
-        let mut nets = Vec::new();
-        for (index, line) in content.lines().enumerate() {
-            let entry = line.split('#').next().unwrap_or(line).trim();
-            if entry.is_empty() {
-                continue;
-            }
-            match text::network(entry) {
-                Ok(net) => nets.push(net),
-                Err(Fault { what, help }) => {
-                    let message = format!("line {} of \"{}\" in {place} cannot be used: {what}", index + 1, file.value);
-                    let mut diagnostic =
-                        Diagnostic::at(Code::Content, &file.span, message).label(format!("it says \"{entry}\""));
-                    if let Some(help) = help {
-                        diagnostic = diagnostic.help(help);
-                    }
-                    self.push(diagnostic);
-                }
-            }
-        }
-        nets
     }
 
     /// `[log]`.

@@ -4,8 +4,10 @@
 //! reader, `tidegate schema`, `config/reference.toml` and `tidegate show` all use this description.
 //! Nothing here judges what a value means; `config/compile.rs` does.
 
+mod access;
 mod acme;
 
+pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
 
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
@@ -36,7 +38,7 @@ mirror! {
         listen: Listen = parts;
         /// Whose word about the client is taken, and what is never taken from anybody else.
         trust: Trust = parts;
-        /// Named lists of networks, for use in `[trust]`. Built in: `loopback`, `private`,
+        /// Named lists of networks, for `proxies` of `[trust]`, `allow` and `deny`. Built in: `loopback`, `private`,
         /// `tailscale` (100.64.0.0/10 and fd7a:115c:a1e0::/48) and `unix` (peers of unix sockets).
         /// A file has one network a line; `#` begins a comment.
         networks: Map<NetworkSource> = example("office = [\"198.51.100.0/24\", \"2001:db8:7::/48\"]");
@@ -288,6 +290,19 @@ mirror! {
         timeouts: Timeouts = parts;
         /// Size limits.
         limits: Limits = parts;
+        /// Networks, or names of `[networks]`, whose clients may enter; everybody else gets `deny_with`. Judged on the
+        /// client, which behind a hop of `trust.proxies` is the one that it names, and before anything of the request
+        /// is read but its head. Default: everybody. `unix` means processes at a unix listener that are no hop; a client
+        /// whose address is not known is in no network.
+        allow: List<String> = example("[\"office\", \"tailscale\"]");
+        /// As `allow`: those who may not enter, even if `allow` names them.
+        deny: List<String> = default("[]");
+        /// What they get: 403; 404, which looks as if nothing were here; or `"drop"`: no answer, the connection is
+        /// closed (over HTTP/2 the stream is reset). Default 403: honest people learn why. Behind a proxy `"drop"` becomes
+        /// the proxy's own 502.
+        deny_with: DenyWith = default("403");
+        /// While a file exists, requests get 503, with the page for 503 in `errors`. Tunnels that stand stay.
+        maintenance: Maintenance = example("{ file = \"/etc/tidegate/maintenance\", allow = [\"office\"] }");
         /// Which `Origin` may open a WebSocket or send an unsafe method (not GET, HEAD, OPTIONS,
         /// TRACE). Default: the upstream judges.
         origins: Origins = example("{ allow = [\"https://claw.example.com\"], missing = \"allow\" }");

@@ -259,20 +259,16 @@ fn unknown_key<M: Mirror>(
 }
 
 /// Keys of the format that this version does not have. Without them some would be taken for
-/// misspellings of others: `allow` is no part of `origins`.
+/// misspellings of others.
 const LATER: &[&str] = &[
     "admin",
-    "allow",
     "auth",
     "compress",
     "connections",
-    "deny",
-    "deny_with",
     "environment",
     "handshakes",
     "health",
     "identity",
-    "maintenance",
     "proxy_protocol",
     "requests",
     "tunnels",

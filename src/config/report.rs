@@ -151,6 +151,8 @@ codes! {
     NoProof = "C100" Warning;
     /// A key that does nothing here.
     NoEffect = "C101" Warning;
+    /// Lists of networks that keep everybody out.
+    NobodyEnters = "C110" Warning;
 }
 
 /// Whether the file can be used all the same.

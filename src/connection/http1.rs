@@ -31,7 +31,7 @@ use crate::forward::tunnel::{Duplex, End};
 use crate::framing::sending::{SendError, Sending};
 use crate::framing::{Body, Fault, Head, Limits, to_request};
 use crate::policy::headers;
-use crate::refusal::{self, Refusal};
+use crate::refusal::{self, Refusal, Unanswered};
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 use line::{Line, Next, RequestBody};
 
@@ -199,6 +199,9 @@ where
         let Some(response) = answered.await else { return Then::Gone("the client went away") };
         response
     };
+    if response.extensions().get::<Unanswered>().is_some() {
+        return Then::Gone("it was closed without an answer");
+    }
     let is_tunnel = head.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
     // Of responses only ours say so: an endpoint's `Connection` is about its own connection, and was taken out.
     let is_refused = response.headers().get(CONNECTION).is_some_and(|option| option == "close");

@@ -4,7 +4,6 @@
 //! that its client does not read), and the drain.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -31,7 +30,7 @@ use crate::alarm::Alarm;
 use crate::body::{BodyError, Inbound};
 use crate::drain::Phase;
 use crate::forward::tunnel::{Duplex, End};
-use crate::refusal::{Refusal, X_REQUEST_ID};
+use crate::refusal::{Refusal, Unanswered, X_REQUEST_ID};
 use crate::request::reply::ReplyBody;
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 use crate::site::policy::Timeouts;
@@ -83,11 +82,15 @@ where
         let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request));
         async move {
             let mut response = served.await;
+            if response.extensions().get::<Unanswered>().is_some() {
+                // The stream alone: other streams of a hop are other clients'. Not a code that asks to try again.
+                return Err(h2::Error::from(h2::Reason::CANCEL));
+            }
             if let Some(id) = response.headers_mut().get_mut(X_REQUEST_ID) {
                 // Not for the table of HPACK (RFC 7541 7.1.3): each is new, and would drive out what repeats.
                 id.set_sensitive(true);
             }
-            Ok::<_, Infallible>(response.map(|body| Paced { body, piece: Bytes::new(), pace }))
+            Ok(response.map(|body| Paced { body, piece: Bytes::new(), pace }))
         }
     });
     let mut builder = http2::Builder::new(streams);

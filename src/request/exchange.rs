@@ -23,6 +23,7 @@ use crate::forward::Answer;
 use crate::policy::headers::{self, Values};
 use crate::policy::trust;
 use crate::refusal::{self, Asker, Refusal};
+use crate::site::access::Guest;
 use crate::site::route::Route;
 use crate::site::{Site, SiteTable};
 use crate::snapshot::Generation;
@@ -168,6 +169,16 @@ impl Exchange {
         }
     }
 
+    /// Who asks, for the rules on who may enter.
+    pub fn guest(&self) -> Guest {
+        match self.client {
+            Some(client) => Guest::Client(client),
+            // A peer without an address: a unix socket, and behind a hop that could be anybody.
+            None if self.notes.is_peer_trusted => Guest::Unknown,
+            None => Guest::Local,
+        }
+    }
+
     /// Whether the peer is a hop whose word is taken.
     pub fn is_peer_trusted(&self) -> bool {
         self.notes.is_peer_trusted
@@ -237,7 +248,7 @@ impl Exchange {
         let version = self.carrier.version();
         let asker = Asker { accept: self.notes.accept.as_ref(), version, request_id: &self.id, is_near };
         let mut response = refusal::respond(&refusal, &asker);
-        if let Some(route) = &self.route {
+        if let Some(route) = self.route.as_ref().filter(|_| !refusal.hides_route()) {
             reply::replace_page(&mut response, route);
         }
         self.notes.refusal = Some(refusal);
@@ -247,7 +258,8 @@ impl Exchange {
     /// Writes what every response carries, and follows its body to the end.
     pub fn finish(mut self: Box<Self>, reply: Reply) -> Response<ReplyBody> {
         let Reply { mut response, clue } = reply;
-        if let Some(route) = &self.route {
+        let hides_route = self.notes.refusal.as_ref().is_some_and(Refusal::hides_route);
+        if let Some(route) = self.route.as_ref().filter(|_| !hides_route) {
             reply::write_policy(response.headers_mut(), route, &self);
         }
         self.notes.is_by_endpoint |= response.body().is_from_endpoint();
@@ -312,7 +324,7 @@ impl Exchange {
             status: notes.status.unwrap_or(client_left()),
             by: if notes.is_by_endpoint { Responder::Upstream } else { Responder::Edge },
             code: notes.refusal.as_ref().map(Refusal::code),
-            cause: notes.refusal.as_ref().map(|refusal| refusal.detail().unwrap_or(refusal.message())),
+            cause: notes.refusal.as_ref().map(Refusal::cause),
             upstream: notes.endpoint.as_ref().map(|(label, _)| &**label),
             via_port: notes.endpoint.as_ref().and_then(|(_, port)| *port),
             upgrade: notes.is_upgrade,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
 
 use crate::config::units::{ByteSize, display_duration};
+use crate::site::access::{DenyWith, Maintenance, NetworkList};
 use crate::site::route::{Action, Route};
 use crate::site::{Site, SiteTable};
 
@@ -123,6 +124,10 @@ fn value_changes(old: &Route, new: &Route) -> Vec<String> {
         .map(|((name, before), (_, after))| format!("{place}{name} {before} -> {after}"))
         .collect();
     for (name, changed) in [
+        ("allow", access(old).0 != access(new).0),
+        ("deny", access(old).1 != access(new).1),
+        ("deny_with", access(old).2 != access(new).2),
+        ("maintenance", differ(&access(old).3, &access(new).3)),
         ("headers", differ(&old.headers, &new.headers)),
         ("origins", old.origins != new.origins),
         ("hsts", old.hsts != new.hsts),
@@ -136,6 +141,13 @@ fn value_changes(old: &Route, new: &Route) -> Vec<String> {
         changes.push(format!("{place}upstream settings"));
     }
     changes
+}
+
+/// Who may enter a route: `allow`, `deny`, `deny_with`, `maintenance`.
+fn access(route: &Route) -> (Option<&NetworkList>, Option<&NetworkList>, DenyWith, Option<&Maintenance>) {
+    let Some(access) = &route.access else { return (None, None, DenyWith::default(), None) };
+    let deny = Some(&access.deny).filter(|deny| !deny.is_empty());
+    (access.allow.as_ref(), deny, access.deny_with, access.maintenance.as_ref())
 }
 
 /// The short values of a route, in a fixed order.

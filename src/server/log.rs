@@ -4,6 +4,7 @@
 //! A line is handed to a thread over a bounded channel: a log that nobody reads never holds up a
 //! worker. What does not fit is dropped and counted.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::{Registry, reload};
 
+use crate::access_log::is_unsafe;
 use crate::site::{LogFormat, LogLevel, LogPolicy};
 
 /// The log of the process. It ends with `finish`.
@@ -121,11 +123,23 @@ impl Drop for Log {
 /// Lines that may wait: some 200 KiB, our choice.
 const LINES: usize = 1024;
 
+/// The field with a report of faults, as `check` prints it.
+const REPORT: &str = "report";
+
 /// Writes to standard error as it stands: for a terminal, where the colours are taken off if need be.
 pub(crate) fn say(text: &str) {
     let mut error = anstream::stderr().lock();
     // Nobody is left to be told that standard error is closed.
     let _ = error.write_all(text.as_bytes()).and_then(|()| error.flush());
+}
+
+/// A text of anybody's as a terminal may show it: what could steer it or begin a line of its own is an escape.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unsafe) {
+        return text.into();
+    }
+    let shown = |c: char| if is_unsafe(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect::<String>().into()
 }
 
 /// Where lines go. The lock is held for one `try_send`; log lines are rare.
@@ -218,8 +232,8 @@ impl Entry {
         format!("{}\n", Value::Object(line))
     }
 
-    /// `warn   message  key=value`; a field that has lines of its own follows below, and a number that
-    /// the message tells is not told again.
+    /// `warn   message  key=value`; a report follows below, and a number that the message tells is not told
+    /// again. A message may quote a CA or a client: its lines are kept, indented, so that none looks like one of ours.
     fn text(self, level: Level) -> String {
         let colour = match level {
             Level::ERROR => "\u{1b}[1;31m",
@@ -230,14 +244,16 @@ impl Entry {
         let mut line = format!("{colour}{:<5}{reset}", level_name(level));
         let mut below = String::new();
         // A String takes everything: no write below can fail.
-        let _ = write!(line, "  {}", self.message.replace('\n', "\n       "));
+        let message: Vec<_> = self.message.split('\n').map(printable).collect();
+        let _ = write!(line, "  {}", message.join("\n       "));
         for (name, value) in self.fields.iter().filter(|(name, _)| *name != "event") {
             match value {
-                Value::String(text) if text.contains('\n') => {
+                // It is ours, colours and all; what it quotes was made harmless where it was quoted.
+                Value::String(text) if name == REPORT => {
                     let _ = writeln!(below, "{}", text.trim_end());
                 }
                 Value::String(text) => {
-                    let _ = write!(line, "  {name}={text}");
+                    let _ = write!(line, "  {name}={}", printable(text));
                 }
                 other if self.says(name, other) => {}
                 other => {
@@ -352,6 +368,17 @@ mod tests {
         let mut entry = entry();
         entry.fields.insert("report".into(), "error: x\n --> y\n".into());
         assert_eq!(entry.line(Level::INFO, true), "info   cannot read \"a\"  generation=7\nerror: x\n --> y\n");
+    }
+
+    #[test]
+    fn nobody_steers_the_terminal_or_forges_a_line() {
+        let hostile = "no\u{1b}]0;x\u{7}\r\u{9b}2J\u{202e}\nerror  all is lost";
+        let mut entry = Entry { message: format!("the CA says {hostile}"), ..Entry::default() };
+        entry.fields.insert("help".into(), hostile.into());
+        let shown = "no\\u{1b}]0;x\\u{7}\\r\\u{9b}2J\\u{202e}";
+        let expected =
+            format!("info   the CA says {shown}\n       error  all is lost  help={shown}\\nerror  all is lost\n");
+        assert_eq!(entry.line(Level::INFO, true), expected);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method, request};
 
+use super::access::Access;
 use super::policy::{Embed, ErrorPage, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Timeouts};
 use super::upstream::Upstream;
 
@@ -17,6 +18,8 @@ use super::upstream::Upstream;
 pub struct Route {
     /// Which requests it takes.
     pub condition: Condition,
+    /// Who may enter; `None` for everybody, at all times.
+    pub access: Option<Box<Access>>,
     /// What is done with them.
     pub action: Action,
     /// Time limits.

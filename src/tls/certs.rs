@@ -52,8 +52,19 @@ pub struct CertFacts {
     pub fingerprint: [u8; 32],
     /// Where it comes from.
     pub source: CertificateSource,
-    /// True for a certificate of the local authority that only stands in until the CA has issued one.
-    pub is_pending: bool,
+    /// How firmly it is in force.
+    pub standing: Standing,
+}
+
+/// How firmly a certificate is in force for a site that gets its own from a CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the site's own.
+    Own,
+    /// It is another one that clients accept for the name: from before a change of the file, or a wildcard's.
+    Borrowed,
+    /// The local authority made it, because there is nothing else.
+    StandIn,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -125,6 +136,40 @@ impl CertStore {
             }
             !made.is_empty()
         })
+    }
+
+    /// A certificate that clients accept for a pattern now, whatever it was made for: its own, or its wildcard's. None of
+    /// the local authority.
+    pub fn acceptable(&self, pattern: &HostPattern, now: OffsetDateTime) -> Option<Arc<Certificate>> {
+        let map = self.current.load();
+        let wildcard = match pattern {
+            HostPattern::Exact(name) => name.as_str().split_once('.').and_then(|(_, parent)| map.wildcards.get(parent)),
+            HostPattern::Wildcard(_) => None,
+        };
+        let is_acceptable = |one: &&Arc<Certificate>| {
+            let facts = &one.facts;
+            facts.source != CertificateSource::Local
+                && facts.standing != Standing::StandIn
+                && facts.covers(pattern)
+                && facts.not_before <= now
+                && now < facts.not_after
+        };
+        // The own one first: it changes least.
+        map.of(pattern).into_iter().chain(wildcard).find(is_acceptable).cloned()
+    }
+
+    /// Takes back what is in force for these patterns.
+    pub fn withdraw(&self, patterns: &[HostPattern]) {
+        self.change(|map| {
+            let before = map.exact.len() + map.wildcards.len();
+            for pattern in patterns {
+                match pattern {
+                    HostPattern::Exact(name) => map.exact.remove(name),
+                    HostPattern::Wildcard(name) => map.wildcards.remove(name),
+                };
+            }
+            before != map.exact.len() + map.wildcards.len()
+        });
     }
 
     /// Takes back everything that no pattern in `keep` names.
@@ -226,7 +271,7 @@ impl CertFacts {
             issuer: subject::text(certificate.issuer()).into(),
             fingerprint,
             source,
-            is_pending: false,
+            standing: Standing::Own,
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::certs::{CertStore, Certificate};
+use super::certs::{CertFacts, CertStore, Certificate, Standing};
 use super::fault::TlsError;
 use super::files;
 use super::kept;
@@ -21,6 +21,7 @@ use crate::site::{Site, SiteTable};
 #[derive(Debug)]
 pub struct Loaded {
     certificates: Vec<(HostPattern, Arc<Certificate>)>,
+    refused: Vec<HostPattern>,
     /// What works but should be looked at.
     pub warnings: Vec<TlsWarning>,
 }
@@ -41,7 +42,7 @@ pub struct TlsWarning {
 /// One for every site whose certificate cannot be used.
 pub fn load_all(table: &SiteTable, certs: &CertStore) -> Result<Loaded, Vec<TlsError>> {
     let now = OffsetDateTime::now_utc();
-    let mut loaded = Loaded { certificates: Vec::new(), warnings: Vec::new() };
+    let mut loaded = Loaded { certificates: Vec::new(), refused: Vec::new(), warnings: Vec::new() };
     let mut faults = Vec::new();
     let mut pairs: HashMap<(&Path, &Path), Arc<Certificate>> = HashMap::new();
     let mut authority: Option<LocalCa> = None;
@@ -56,9 +57,10 @@ pub fn load_all(table: &SiteTable, certs: &CertStore) -> Result<Loaded, Vec<TlsE
             },
             // Nothing that a CA or the disk does may keep the edge from starting.
             CertificateSource::Acme => {
-                let (found, doubts) = of_acme_site(table, site, certs, &mut authority, now);
-                loaded.warn(site, doubts);
-                loaded.certificates.extend(found);
+                let found = of_acme_site(table, site, certs, &mut authority, now);
+                loaded.warn(site, found.doubts);
+                loaded.certificates.extend(found.certificates);
+                loaded.refused.extend(found.refused);
                 continue;
             }
             // One broken authority is one fault, however many sites use it.
@@ -80,50 +82,92 @@ pub fn load_all(table: &SiteTable, certs: &CertStore) -> Result<Loaded, Vec<TlsE
     if faults.is_empty() { Ok(loaded) } else { Err(faults) }
 }
 
-/// The certificate for each name of a site whose certificate comes from a CA, and what is wrong with them.
+/// What there is for the names of a site whose certificate comes from a CA.
+#[derive(Debug, Default)]
+pub struct OfAcmeSite {
+    /// What to put in force.
+    pub certificates: Vec<(HostPattern, Arc<Certificate>)>,
+    /// Names for which nothing may be in force.
+    pub refused: Vec<HostPattern>,
+    /// What is wrong with all that.
+    pub doubts: Vec<String>,
+    /// Whether the store has a certificate of the site, be it one that cannot be read.
+    pub is_kept: bool,
+}
+
+/// The certificate for each name of a site whose certificate comes from a CA.
 ///
 /// The kept one, or the one in force if that is newer: a full disk may have kept it from being kept. For names that
-/// neither has, a leaf of the local authority stands in, unless `pending` says otherwise.
+/// neither has, whatever clients accept for them now; else a leaf of the local authority, unless `pending` says otherwise.
 pub fn of_acme_site(
     table: &SiteTable,
     site: &Site,
     certs: &CertStore,
     authority: &mut Option<LocalCa>,
     now: OffsetDateTime,
-) -> (Vec<(HostPattern, Arc<Certificate>)>, Vec<String>) {
+) -> OfAcmeSite {
     let storage = &table.edge.storage;
-    let mut doubts = Vec::new();
-    let kept = kept::load(storage, &site.host).unwrap_or_else(|error| {
-        doubts.push(format!("{error} ({})", error.help()));
-        None
-    });
-    let mut found = Vec::new();
+    let mut found = OfAcmeSite { is_kept: true, ..OfAcmeSite::default() };
+    let kept = match kept::load(storage, &site.host) {
+        Ok(kept) => {
+            found.is_kept = kept.is_some();
+            kept
+        }
+        Err(error) => {
+            found.doubts.push(format!("{error} ({})", error.help()));
+            None
+        }
+    };
     let mut missing = Vec::new();
+    let mut own = Vec::new();
     for pattern in patterns(site) {
         let kept = kept.iter().filter(|kept| kept.facts.covers(&pattern)).cloned();
-        let in_force = certs.of(&pattern).filter(|old| {
-            old.facts.source == CertificateSource::Acme && !old.facts.is_pending && old.facts.covers(&pattern)
-        });
+        let in_force = certs.of(&pattern).filter(|old| is_own(&old.facts) && old.facts.covers(&pattern));
         match kept.chain(in_force).max_by_key(|one| (one.facts.not_before, one.facts.not_after)) {
-            Some(certificate) => found.push((pattern, certificate)),
-            None => missing.push(pattern),
-        }
-    }
-    if let Some((_, certificate)) = found.first() {
-        let names: Vec<HostPattern> = found.iter().map(|(pattern, _)| pattern.clone()).collect();
-        doubts.extend(files::doubts(certificate, &names, now));
-    }
-    if !missing.is_empty() && table.edge.acme.pending == Pending::Local {
-        let (leaf, fault) = local_ca::stand_in(opened(authority, storage), &missing, certs, now);
-        doubts.extend(fault.map(|fault| format!("{fault} ({})", fault.help())));
-        match leaf {
-            Ok(leaf) => found.extend(missing.into_iter().map(|pattern| (pattern, Arc::clone(&leaf)))),
-            Err(error) => {
-                doubts.push(format!("{error} ({}); handshakes are refused until the CA has issued", error.help()))
+            Some(certificate) => {
+                own.push(pattern.clone());
+                found.certificates.push((pattern, certificate));
             }
+            None => match certs.acceptable(&pattern, now) {
+                Some(other) => found.certificates.push((pattern, borrowed(&other))),
+                None => missing.push(pattern),
+            },
         }
     }
-    (found, doubts)
+    if let Some((_, certificate)) = found.certificates.iter().find(|(_, one)| is_own(&one.facts)) {
+        found.doubts.extend(files::doubts(certificate, &own, now));
+    }
+    if missing.is_empty() {
+        return found;
+    }
+    if table.edge.acme.pending == Pending::Refuse {
+        found.refused = missing;
+        return found;
+    }
+    let (leaf, fault) = local_ca::stand_in(opened(authority, storage), &missing, certs, now);
+    found.doubts.extend(fault.map(|fault| format!("{fault} ({})", fault.help())));
+    match leaf {
+        Ok(leaf) => found.certificates.extend(missing.into_iter().map(|pattern| (pattern, Arc::clone(&leaf)))),
+        Err(error) => {
+            found.doubts.push(format!("{error} ({}); handshakes are refused until the CA has issued", error.help()));
+            found.refused = missing;
+        }
+    }
+    found
+}
+
+/// True for a certificate that a CA issued for its site.
+fn is_own(facts: &CertFacts) -> bool {
+    facts.source == CertificateSource::Acme && facts.standing == Standing::Own
+}
+
+/// The same certificate, as one that only helps out.
+fn borrowed(other: &Arc<Certificate>) -> Arc<Certificate> {
+    if other.facts.standing == Standing::Borrowed {
+        return Arc::clone(other);
+    }
+    let facts = CertFacts { source: CertificateSource::Acme, standing: Standing::Borrowed, ..other.facts.clone() };
+    Arc::new(Certificate { key: Arc::clone(&other.key), facts })
 }
 
 impl Loaded {
@@ -135,6 +179,7 @@ impl Loaded {
     /// needs stays until `withdraw_unused`.
     pub fn publish(self, certs: &CertStore) {
         certs.publish_many(self.certificates);
+        certs.withdraw(&self.refused);
     }
 }
 
@@ -201,8 +246,8 @@ mod tests {
             .expect("written");
     }
 
-    fn is_pending(certs: &CertStore, name: &str) -> Option<bool> {
-        certs.of(&pattern(name)).map(|found| found.facts.is_pending)
+    fn standing(certs: &CertStore, name: &str) -> Option<Standing> {
+        certs.of(&pattern(name)).map(|found| found.facts.standing)
     }
 
     #[test]
@@ -210,8 +255,8 @@ mod tests {
         let storage = tempfile::tempdir().expect("a directory");
         let (table, certs, warnings) = start(storage.path(), Pending::Local);
         assert_eq!(
-            (is_pending(&certs, "a.example.com"), is_pending(&certs, "b.example.com")),
-            (Some(true), Some(true))
+            (standing(&certs, "a.example.com"), standing(&certs, "b.example.com")),
+            (Some(Standing::StandIn), Some(Standing::StandIn))
         );
         assert!(warnings.is_empty(), "{warnings:?}");
         // A reload keeps the stand-in: clients that went on all the same are not asked again.
@@ -220,7 +265,7 @@ mod tests {
         assert_eq!(certs.of(&pattern("a.example.com")).expect("there").facts.fingerprint, before);
 
         let (_, certs, _) = start(storage.path(), Pending::Refuse);
-        assert_eq!(is_pending(&certs, "a.example.com"), None);
+        assert_eq!(standing(&certs, "a.example.com"), None);
     }
 
     #[test]
@@ -228,7 +273,7 @@ mod tests {
         let storage = tempfile::tempdir().expect("a directory");
         fs::write(storage.path().join("local-ca"), "no directory").expect("written");
         let (table, certs, warnings) = start(storage.path(), Pending::Local);
-        assert_eq!(is_pending(&certs, "a.example.com"), Some(true));
+        assert_eq!(standing(&certs, "a.example.com"), Some(Standing::StandIn));
         assert!(warnings.iter().any(|warning| warning.text.contains("local certificate authority")), "{warnings:?}");
         let before = certs.of(&pattern("a.example.com")).expect("there").facts.fingerprint;
         publish_all(&table, &certs).expect("certificates");
@@ -245,13 +290,13 @@ mod tests {
         keep(storage.path(), &["a.example.com"]);
         let (table, certs, _) = start(storage.path(), Pending::Local);
         assert_eq!(
-            (is_pending(&certs, "a.example.com"), is_pending(&certs, "b.example.com")),
-            (Some(false), Some(true))
+            (standing(&certs, "a.example.com"), standing(&certs, "b.example.com")),
+            (Some(Standing::Own), Some(Standing::StandIn))
         );
         // What a full disk did not take is still in force after a reload.
         fs::remove_file(kept::file(storage.path(), &pattern("a.example.com"))).expect("removed");
         publish_all(&table, &certs).expect("certificates");
-        assert_eq!(is_pending(&certs, "a.example.com"), Some(false));
+        assert_eq!(standing(&certs, "a.example.com"), Some(Standing::Own));
     }
 
     #[test]
@@ -261,10 +306,39 @@ mod tests {
         let file = kept::file(storage.path(), &pattern("a.example.com"));
         fs::write(&file, &fs::read(&file).expect("there")[..200]).expect("written");
         let (_, certs, warnings) = start(storage.path(), Pending::Local);
-        assert_eq!(is_pending(&certs, "a.example.com"), Some(true));
+        assert_eq!(standing(&certs, "a.example.com"), Some(Standing::StandIn));
         assert!(
             warnings.iter().any(|warning| warning.text.contains("cannot use the kept certificate")),
             "{warnings:?}"
         );
+    }
+
+    #[test]
+    fn what_clients_accept_is_kept_until_the_ca_has_issued() {
+        let storage = tempfile::tempdir().expect("a directory");
+        let certs = CertStore::new();
+        let now = OffsetDateTime::now_utc();
+        let ca = crate::tls::testing::authority();
+        let put = |name: &str, source: CertificateSource| {
+            let leaf = ca.leaf(&[pattern(name)]).expect("a leaf");
+            certs.publish(pattern(name), Arc::clone(&leaf.key), CertFacts { source, ..leaf.facts.clone() });
+        };
+        // From before the file was changed, and a wildcard beside it.
+        put("a.example.com", CertificateSource::Files { cert: "a.pem".into(), key: "a.key".into() });
+        put("*.example.com", CertificateSource::Files { cert: "w.pem".into(), key: "w.key".into() });
+        for pending in [Pending::Local, Pending::Refuse] {
+            let (table, _, _) = start(storage.path(), pending);
+            let found = of_acme_site(&table, &table.sites()[0], &certs, &mut None, now);
+            let standings: Vec<Standing> = found.certificates.iter().map(|(_, one)| one.facts.standing).collect();
+            assert_eq!(standings, [Standing::Borrowed, Standing::Borrowed], "{pending:?}");
+            assert!(!found.is_kept && found.refused.is_empty());
+        }
+        // One of the local authority is nothing that clients accept.
+        put("a.example.com", CertificateSource::Local);
+        certs.withdraw(&[pattern("*.example.com")]);
+        let (table, _, _) = start(storage.path(), Pending::Refuse);
+        let found = of_acme_site(&table, &table.sites()[0], &certs, &mut None, now);
+        assert_eq!(found.refused.len(), 2);
+        assert!(found.certificates.is_empty());
     }
 }

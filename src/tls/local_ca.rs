@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 
-use super::certs::{CertFacts, CertStore, Certificate, fingerprint_text};
+use super::certs::{CertFacts, CertStore, Certificate, Standing, fingerprint_text};
 use super::fault::TlsError;
 use super::load::{patterns, with_certificate};
 use super::policies::provider;
@@ -31,7 +31,7 @@ use crate::addr::HostPattern;
 use crate::site::policy::CertificateSource;
 use crate::site::{Site, SiteTable};
 use crate::snapshot::Snapshot;
-use crate::storage::{private_directory, write_whole};
+use crate::storage::{private_file, write_whole};
 
 /// The authority. Its key is in memory while this value lives; open it when a leaf is due.
 pub struct LocalCa {
@@ -45,6 +45,8 @@ pub struct LocalCa {
     not_after: OffsetDateTime,
 }
 
+/// What the name of each root begins with.
+pub const NAME: &str = "tidegate local CA";
 /// Ten years: the root is installed by hand on each client, so it should outlive them.
 const ROOT_LIFETIME: time::Duration = time::Duration::days(3650);
 /// 90 days, as public authorities do: a stolen leaf is of no use for long, every client accepts it
@@ -56,18 +58,23 @@ const SKEW: time::Duration = time::Duration::hours(1);
 /// short because a timer does not run while a laptop sleeps.
 const LOOK: Duration = Duration::from_secs(3600);
 
+/// Where it is kept below `storage`.
+const DIRECTORY: &str = "local-ca";
+/// Its certificate there.
+const ROOT: &str = "root.pem";
+
 impl LocalCa {
     /// Opens the authority under `storage`, and creates it if there is none.
     ///
     /// # Errors
     /// When its files cannot be read, written or used; the remedy is in the error.
     pub fn open(storage: &Path) -> Result<Self, TlsError> {
-        let directory = storage.join("local-ca");
+        let directory = storage.join(DIRECTORY);
         // The root is written last and at once, so where it is, the key is whole too.
         if let Some(found) = Self::read(&directory)? {
             return Ok(found);
         }
-        Self::create(&directory).map_err(|error| {
+        Self::create(storage, &directory).map_err(|error| {
             TlsError::new(
                 "cannot create the local certificate authority in",
                 "make `storage` writable, or set another one",
@@ -149,7 +156,7 @@ impl LocalCa {
 
     /// The authority in a directory, when there is one.
     fn read(directory: &Path) -> Result<Option<Self>, TlsError> {
-        let (cert, key) = (directory.join("root.pem"), directory.join("root.key"));
+        let (cert, key) = (directory.join(ROOT), directory.join("root.key"));
         let unreadable = |file: &Path, error: io::Error| {
             let help = match error.kind() {
                 io::ErrorKind::PermissionDenied => "run this as the user that tidegate runs as, or as root",
@@ -183,24 +190,30 @@ impl LocalCa {
             return Err(format!("it expired on {}", not_after.date()).into());
         }
         let name = root.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-        let name = name.unwrap_or("tidegate local CA").to_owned();
+        let name = name.unwrap_or(NAME).to_owned();
         let subject = subject::text(root.subject());
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
         Ok(Self { issuer, subject, name, pem, der, path, not_after })
     }
 
-    fn create(directory: &Path) -> io::Result<()> {
-        private_directory(directory)?;
+    fn create(storage: &Path, directory: &Path) -> io::Result<()> {
         // Two processes that start together must not make two authorities. The lock ends with the file.
-        let lock = File::options().create(true).append(true).mode(0o600).open(directory.join("lock"))?;
+        let lock = private_file(storage, directory, "lock")?;
         lock.lock()?;
-        if directory.join("root.pem").exists() {
+        if directory.join(ROOT).exists() {
             return Ok(());
         }
         let (root, key) = new_root()?;
-        write_whole(directory, "root.key", key.serialize_pem().as_bytes())?;
-        write_whole(directory, "root.pem", root.pem().as_bytes())
+        write_whole(storage, directory, "root.key", key.serialize_pem().as_bytes())?;
+        write_whole(storage, directory, ROOT, root.pem().as_bytes())
     }
+}
+
+/// The subject of the authority under `storage`, as its leaves name it; `None` where it is not there or not readable.
+/// Nothing is made.
+pub fn subject_in(storage: &Path) -> Option<String> {
+    let pem = fs::read(storage.join(DIRECTORY).join(ROOT)).ok()?;
+    subject::of_certificate(&CertificateDer::from_pem_slice(&pem).ok()?)
 }
 
 /// A root and its key.
@@ -211,7 +224,7 @@ fn new_root() -> io::Result<(rcgen::Certificate, KeyPair)> {
     // A name of its own: with two roots of one name, clients may try the wrong key and give up.
     let mut mark = [0; 4];
     rand::fill(&mut mark).map_err(io::Error::other)?;
-    let name = format!("tidegate local CA {:08x}", u32::from_be_bytes(mark));
+    let name = format!("{NAME} {:08x}", u32::from_be_bytes(mark));
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -239,7 +252,7 @@ pub(super) fn stand_in(
     now: OffsetDateTime,
 ) -> (Result<Arc<Certificate>, TlsError>, Option<TlsError>) {
     let fits = |found: &Arc<Certificate>| {
-        found.facts.is_pending
+        found.facts.standing == Standing::StandIn
             && ca.as_ref().map_or(true, |ca| *found.facts.issuer == *ca.subject)
             && now < renewal(&found.facts)
             && names.iter().all(|pattern| found.facts.covers(pattern))
@@ -255,7 +268,7 @@ pub(super) fn stand_in(
 
 fn pending_leaf(ca: &LocalCa, names: &[HostPattern], now: OffsetDateTime) -> Result<Arc<Certificate>, TlsError> {
     let leaf = ca.leaf_at(names, now)?;
-    let facts = CertFacts { source: CertificateSource::Acme, is_pending: true, ..leaf.facts.clone() };
+    let facts = CertFacts { source: CertificateSource::Acme, standing: Standing::StandIn, ..leaf.facts.clone() };
     Ok(Arc::new(Certificate { key: Arc::clone(&leaf.key), facts }))
 }
 
@@ -320,7 +333,7 @@ fn renew_due(table: &SiteTable, certs: &CertStore, now: OffsetDateTime) -> Resul
 }
 
 /// When a leaf is renewed: after two thirds of its lifetime, so that a month is left to notice.
-fn renewal(facts: &CertFacts) -> OffsetDateTime {
+pub fn renewal(facts: &CertFacts) -> OffsetDateTime {
     facts.not_before + (facts.not_after - facts.not_before) * 2 / 3
 }
 
@@ -353,9 +366,14 @@ fn serial() -> Result<SerialNumber, aws_lc_rs::error::Unspecified> {
 
 /// Takes the key away from everybody else, should a copy or a backup have opened it.
 fn keep_private(key: &Path) -> io::Result<()> {
-    let mode = fs::metadata(key)?.permissions().mode();
+    // Not through a link: root could be led to close a file of the system by it.
+    let opened = match File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(key) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(()),
+        opened => opened?,
+    };
+    let mode = opened.metadata()?.permissions().mode();
     if mode & 0o077 != 0 {
-        fs::set_permissions(key, Permissions::from_mode(0o600))?;
+        opened.set_permissions(Permissions::from_mode(0o600))?;
         tracing::warn!(file = %key.display(), "the key of the local authority was readable by others: now it is not");
     }
     Ok(())

@@ -76,7 +76,7 @@ class Load:
         self.done = 0
         self.failures = []
         self.seen = {}
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self.ended = threading.Event()
         self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(threads)]
         for thread in self.threads:
@@ -100,9 +100,15 @@ class Load:
         with self.lock:
             self.done += 1
             self.seen.setdefault(digest, end)
+            self.lock.notify_all()
             # OpenSSL has judged the time during the handshake; this is for the moment after it, with its second.
             if not begin <= now < end + 1:
                 self.failures.append(f"a certificate for {begin} to {end} was seen at {now}")
+
+    def sees(self, sha256):
+        """Waits for a handshake with this certificate."""
+        with self.lock:
+            return self.lock.wait_for(lambda: sha256 in self.seen, BOUND)
 
     def stop(self):
         self.ended.set()

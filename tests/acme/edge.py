@@ -34,13 +34,13 @@ class Edge(Child):
         self.dir = place / name
         self.dir.mkdir(exist_ok=True)
         self.storage = storage or self.dir / "storage"
-        self.file = self.dir / "tidegate.toml"
-        self.file.write_text(text or self.compose(sites, acme))
+        self.config = self.dir / "tidegate.toml"
+        self.config.write_text(text or self.compose(sites, acme))
         self.env = environment(HOME=self.dir, STATE_DIRECTORY=self.storage)
         if ahead:
             self.env |= {"LD_PRELOAD": str(shim(world)), "CLOCK_AHEAD": str(ahead)}
         self.began = time.monotonic()
-        super().__init__(place, name, [world.options.edge, "run", "-c", self.file], env=self.env, cwd=self.dir)
+        super().__init__(place, name, [world.options.edge, "run", "-c", self.config], env=self.env, cwd=self.dir)
         try:
             self.event("ready")
         except Gone:
@@ -98,7 +98,7 @@ class Edge(Child):
 
     def command(self, *arguments, within=120):
         """Another command on the same file."""
-        return run([self.world.options.edge, *arguments, "-c", self.file], within, self.env, cwd=self.dir)
+        return run([self.world.options.edge, *arguments, "-c", self.config], within, self.env, cwd=self.dir)
 
     def forget(self):
         """Kills it and takes its storage away."""

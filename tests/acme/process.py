@@ -27,7 +27,7 @@ class Child:
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=env, cwd=cwd, start_new_session=True)
-        self.file = self.log.open("a")
+        self.copy = self.log.open("a")
         self.readers = [threading.Thread(target=self.follow, args=(stream,), daemon=True)
                         for stream in (self.process.stdout, self.process.stderr)]
         for reader in self.readers:
@@ -43,8 +43,8 @@ class Child:
         for line in stream:
             line = line.decode(errors="replace").rstrip("\n")
             with self.news:
-                self.file.write(line + "\n")
-                self.file.flush()
+                self.copy.write(line + "\n")
+                self.copy.flush()
                 self.lines.append(self.read(line))
                 self.news.notify_all()
         with self.news:
@@ -98,7 +98,7 @@ class Child:
         self.process.wait()
         for reader in self.readers:
             reader.join(BOUND)
-        self.file.close()
+        self.copy.close()
 
     def stop(self, within=BOUND):
         """Asks it to end; its exit status."""

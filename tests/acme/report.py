@@ -4,6 +4,10 @@ import threading
 import traceback
 
 
+# Characters of what was found; all of it is in the artefacts.
+MOST = 600
+
+
 class Report:
     """Lines go out as they come; those of a part that runs beside others, at its end."""
 
@@ -32,7 +36,9 @@ class Report:
 
     def check(self, promise, is_kept, found=""):
         """A promise, and what was found; the latter is shown in both cases."""
-        found = f": {found}" if found != "" else ""
+        # One line, whatever a program said in many.
+        found = " ".join(str(found).split())
+        found = f": {found[:MOST]}" if found else ""
         if is_kept:
             self.passed += 1
             self.say(f"  ok   {promise}{found}")

@@ -6,8 +6,10 @@
 
 mod harness;
 
+mod access;
 mod answers;
 mod attack;
+mod certs;
 mod config_cli;
 mod docs;
 mod drain;

@@ -372,6 +372,18 @@ async fn only_the_address_of_the_preface_may_be_a_trusted_hop() {
     }
 }
 
+/// Who may enter is judged by the address of the preface, not by the balancer's.
+#[tokio::test]
+async fn access_is_judged_by_the_address_of_the_preface() {
+    let upstream = Upstream::echo().await;
+    let site = site_with("a.test", &upstream, "allow = [\"203.0.113.0/24\"]");
+    let edge = Edge::start(&listing("\"loopback\"", site)).await;
+    for (preface, status) in [(v2(CLIENT, FRONT), 200), (v2("198.51.100.1:1", FRONT), 403), (local(), 403)] {
+        assert_eq!(get(tls(&edge, &preface, "a.test", "http/1.1").await, "a.test", "").await, status);
+    }
+    assert_eq!(upstream.seen().len(), 1);
+}
+
 /// Without SNI the site is named by the local address: the one that the client connected to, as the preface says.
 #[tokio::test]
 async fn the_destination_stands_for_a_name_that_is_missing() {

@@ -11,7 +11,7 @@ use crate::harness::{Upstream, Wire, run_in, within};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tidegate");
 
 /// A command with a terminal of its own; `None` when util-linux's `script` is missing.
-fn on_a_terminal(dir: &Path, arguments: &str) -> Option<Child> {
+pub(crate) fn on_a_terminal(dir: &Path, arguments: &str) -> Option<Child> {
     let mut command = Command::new("script");
     command.args(["-q", "-e", "-c", &format!("exec '{PROGRAM}' {arguments}"), "/dev/null"]);
     command.current_dir(dir).env_remove("NO_COLOR").env("TERM", "xterm").env("HOME", dir).env("XDG_DATA_HOME", dir);

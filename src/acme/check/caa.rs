@@ -31,6 +31,9 @@ pub enum Verdict {
 /// The tags that CAs know (RFC 8659 7, and the registry of properties). Others stop a CA when they are critical.
 const KNOWN: [&str; 7] = ["issue", "issuewild", "iodef", "contactemail", "contactphone", "issuevmc", "issuemail"];
 
+/// Records that are shown.
+const MOST_WORDS: usize = 4;
+
 /// Reads the records that count for a name.
 pub fn judge(records: &[CAA], wanted: Wanted<'_>) -> Verdict {
     let known = |caa: &CAA| KNOWN.iter().any(|tag| caa.tag.eq_ignore_ascii_case(tag));
@@ -67,12 +70,12 @@ pub fn judge(records: &[CAA], wanted: Wanted<'_>) -> Verdict {
     match unsure {
         Some(why) => Verdict::Unsure(why),
         None if faults.is_empty() => {
-            let all: Vec<String> = relevant.iter().map(|caa| text(caa)).collect();
-            let them = if all.len() == 1 { "does" } else { "do" };
+            let all = relevant.iter().map(|caa| text(caa)).collect();
+            let them = if relevant.len() == 1 { "does" } else { "do" };
             let ca = wanted.issuers.first().map_or("any CA", String::as_str);
-            Verdict::Forbidden(format!("{} {them} not allow {ca}", all.join(" and ")))
+            Verdict::Forbidden(format!("{} {them} not allow {ca}", joined(all)))
         }
-        None => Verdict::Forbidden(faults.join(" and ")),
+        None => Verdict::Forbidden(joined(faults)),
     }
 }
 
@@ -95,6 +98,15 @@ fn conditions(value: &IssueValue, wanted: Wanted<'_>) -> Verdict {
         ([_], None) => Verdict::Unsure("allows one account only, and ours is not made yet".into()),
         _ => Verdict::Forbidden("has accounturi twice".into()),
     }
+}
+
+/// The first few: what a stranger wrote must not fill the log.
+fn joined(mut texts: Vec<String>) -> String {
+    if let more @ 1.. = texts.len().saturating_sub(MOST_WORDS) {
+        texts.truncate(MOST_WORDS);
+        texts.push(format!("{more} more"));
+    }
+    texts.join(" and ")
 }
 
 /// A record as in a zone file.
@@ -182,6 +194,17 @@ mod tests {
             let wanted = Wanted { is_wildcard, issuers: &issuers, account, methods: &methods };
             assert_eq!(judge(&records, wanted), expected, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn records_without_number_do_not_fill_the_log() {
+        let records: Vec<CAA> = (0..200).map(|number| caa(&format!("0 issue ca{number}.example"))).collect();
+        let issuers = ["ca.example.net".to_owned()];
+        let wanted = Wanted { is_wildcard: false, issuers: &issuers, account: None, methods: &["http-01"] };
+        let Verdict::Forbidden(why) = judge(&records, wanted) else { unreachable!("none of them is ours") };
+        let four = "`0 issue \"ca0.example\"` and `0 issue \"ca1.example\"` and `0 issue \"ca2.example\"` and \
+                    `0 issue \"ca3.example\"` and 196 more do not allow ca.example.net";
+        assert_eq!(why, four);
     }
 
     #[test]

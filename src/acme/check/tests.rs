@@ -117,6 +117,65 @@ async fn private_addresses_cannot_be_reached_by_a_public_ca() {
     assert_eq!(codes(&scene.look(&private), "vpn.example.com").await, [""; 0]);
 }
 
+#[tokio::test]
+async fn an_address_that_leads_to_nobody_is_none() {
+    let mut scene = Scene::new().await;
+    scene.dns.ip("zero.example.com", "0.0.0.0").ip("zero.example.com", "::").ip("zero.example.com", "::ffff:0.0.0.0");
+    scene.dns.ip("many.example.com", "224.0.0.1").ip("many.example.com", "255.255.255.255");
+    scene.dns.ip("half.example.com", "::").ip("half.example.com", "127.0.0.1");
+    scene.dns.ip("mapped.example.com", "::ffff:127.0.0.1");
+    // Whoever connects to an unspecified address gets an answer from the same machine.
+    let board = Arc::clone(&scene.board);
+    let api = scene
+        .web(move |call| {
+            let host = call.head.lines().find_map(|line| line.strip_prefix("Host: ")).unwrap_or_default();
+            let proof = board.http01(host, call.line.strip_prefix("GET ").unwrap_or_default());
+            proof.map_or((404, String::new()), |proof| (200, String::from_utf8_lossy(&proof).into_owned()))
+        })
+        .await;
+    let directory = public();
+    let look = scene.look(&directory);
+    let (is_certain, code, why, help) = found(&look, "zero.example.com").await.remove(0);
+    assert_eq!((is_certain, code), (true, "no-address"));
+    assert_eq!(why, "\"zero.example.com\" has no address that leads to a machine, only 0.0.0.0, ::");
+    assert!(help.contains("A or AAAA"), "{help}");
+    assert_eq!(codes(&look, "many.example.com").await, ["no-address!"]);
+    assert_eq!(codes(&look, "0.0.0.0").await, ["no-address!"]);
+    assert_eq!(api.lines(), [""; 0], "nobody is asked there");
+    let (is_certain, code, why, _) = found(&look, "half.example.com").await.remove(0);
+    assert_eq!((is_certain, code), (false, "no-address"));
+    assert_eq!(why, "\"half.example.com\" has an address that leads to no machine: ::");
+    assert_eq!(codes(&look, "mapped.example.com").await, [""; 0]);
+    assert_eq!(api.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn what_another_view_of_the_dns_may_not_share_is_marked() {
+    let mut scene = Scene::new().await;
+    scene.dns.ip("in.example.com", "10.0.0.1").ip("web.example.com", "127.0.0.1");
+    scene.dns.ip("caa.example.com", "127.0.0.1").caa("caa.example.com", "issue", "other.example");
+    let _api = scene.web(|_| (404, "no".into())).await;
+    scene.policy.challenges = vec![Challenge::Http01];
+    let directory = public();
+    for (text, code, is_world) in [
+        ("in.example.com", "private-address", true),
+        ("none.example.com", "no-address", true),
+        ("web.example.com", "foreign-answer", true),
+        ("caa.example.com", "caa", true),
+        // The machine inside may be led elsewhere than the world.
+        ("127.0.0.1", "foreign-answer", true),
+        ("*.example.com", "wildcard", false),
+        ("10.0.0.1", "private-address", false),
+        ("0.0.0.0", "no-address", false),
+    ] {
+        let findings = scene.look(&directory).at(&[pattern(text)]).await;
+        let finding = findings.iter().find(|finding| finding.code == code).expect(text);
+        assert_eq!((finding.is_certain, finding.is_world), (true, is_world), "{finding:?}");
+    }
+    let findings = scene.look(&directory).at(&[pattern("in.example.com")]).await;
+    assert!(findings[0].help.contains("set `resolvers` in [acme]"), "{}", findings[0].help);
+}
+
 #[test]
 fn every_class_of_addresses_is_near_or_far() {
     for (ip, is_near) in [

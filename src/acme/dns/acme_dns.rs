@@ -11,17 +11,12 @@ use crate::acme::dns::{DnsError, Record, resolver};
 use crate::https::HttpsClient;
 use crate::site::acme::AcmeDns;
 
-/// Sets the value of the account. `start` is the name that the CA asks for.
+/// Sets the value of the account.
 ///
 /// # Errors
 /// When the CNAME to the account is missing or another one, or the server refuses.
-pub(super) async fn update(
-    https: &HttpsClient,
-    account: &AcmeDns,
-    start: &Name,
-    record: &Record,
-) -> Result<(), DnsError> {
-    check_alias(account, start, record)?;
+pub(super) async fn update(https: &HttpsClient, account: &AcmeDns, record: &Record) -> Result<(), DnsError> {
+    check_alias(account, record)?;
     let header = |bytes: &[u8], what: &str| {
         HeaderValue::from_bytes(bytes).map_err(|error| {
             let help = "take it from the answer of the server to the registration of the account";
@@ -61,15 +56,15 @@ pub(super) async fn update(
 }
 
 /// The record of the account is only asked for if a CNAME leads to it.
-fn check_alias(account: &AcmeDns, start: &Name, record: &Record) -> Result<(), DnsError> {
+fn check_alias(account: &AcmeDns, record: &Record) -> Result<(), DnsError> {
     let is_ours =
         |name: &Name| name.iter().next().is_some_and(|label| label.eq_ignore_ascii_case(account.subdomain.as_bytes()));
-    if record.name != *start && is_ours(&record.name) {
+    if record.name != record.start && is_ours(&record.name) {
         return Ok(());
     }
     let host = account.url.parse::<http::Uri>().ok();
     let host = host.as_ref().and_then(http::Uri::host).unwrap_or("acme-dns.example.com");
-    let start = resolver::text(start);
+    let start = resolver::text(&record.start);
     let what = if record.text() == start {
         "it is no CNAME, so that no CA would ask the acme-dns server".to_owned()
     } else {

@@ -26,35 +26,39 @@ const IDENTICAL: [i64; 2] = [81057, 81058];
 /// The code of "record does not exist".
 const GONE: i64 = 81044;
 
-/// Adds a record beside those that are there.
+/// Adds a record beside those that are there, and notes what the API calls it.
 ///
 /// # Errors
 /// When no zone is found, or the API refuses.
-pub(super) async fn add(https: &HttpsClient, api: &Cloudflare, record: &Record) -> Result<Handle, DnsError> {
+pub(super) async fn add(https: &HttpsClient, api: &Cloudflare, record: &Record) -> Result<(), DnsError> {
     let zone = zone(https, api, record).await?;
     let body = json!({ "type": "TXT", "name": record.text(), "content": quoted(record.value()), "ttl": TTL });
     let path = format!("/zones/{zone}/dns_records");
-    match call(https, api, Method::POST, &path, Some(body)).await? {
-        Ok(created) => match id(&created) {
-            Some(record) => Ok(Handle { zone, record }),
-            None => Err(unreadable()),
-        },
+    record.mark(true);
+    let created = match call(https, api, Method::POST, &path, Some(body)).await? {
+        Ok(created) => id(&created).ok_or_else(unreadable)?,
         Err(refusal) if refusal.errors.iter().any(|error| IDENTICAL.contains(&error.code)) => {
-            match find(https, api, &zone, record).await? {
-                Some(record) => Ok(Handle { zone, record }),
-                None => Err(refusal.into_error("the record")),
-            }
+            find(https, api, &zone, record).await?.ok_or_else(|| refusal.into_error("the record"))?
         }
-        Err(refusal) => Err(refusal.into_error("the record")),
-    }
+        Err(refusal) => return Err(refusal.into_error("the record")),
+    };
+    record.handle.get_or_init(|| Handle { zone, record: created });
+    Ok(())
 }
 
-/// Removes a record.
+/// Removes a record. One whose addition brought no answer is looked for by its value.
 ///
 /// # Errors
 /// When the API refuses.
 pub(super) async fn delete(https: &HttpsClient, api: &Cloudflare, record: &Record) -> Result<(), DnsError> {
-    let Some(handle) = &record.handle else { return Ok(()) };
+    let handle = match record.handle.get() {
+        Some(handle) => handle.clone(),
+        None => {
+            let zone = zone(https, api, record).await?;
+            let Some(record) = find(https, api, &zone, record).await? else { return Ok(()) };
+            Handle { zone, record }
+        }
+    };
     let path = format!("/zones/{}/dns_records/{}", handle.zone, handle.record);
     match call(https, api, Method::DELETE, &path, None).await? {
         Ok(_) => Ok(()),

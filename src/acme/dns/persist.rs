@@ -6,15 +6,16 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures_util::future::join_all;
 
 use crate::acme::dns::issue::IssueValue;
-use crate::acme::dns::resolver::{self, LookupError, Resolver};
+use crate::acme::dns::resolver::{self, LookupError, Resolver, a_few_at_once};
 use crate::addr::HostName;
 use crate::site::acme::DnsRule;
 
 /// The label of the records.
 const LABEL: &str = "_validation-persist";
+/// Records that are shown when none does.
+const MOST_FAULTS: usize = 4;
 /// The length of a SHA-256 digest in base64url without padding.
 const DIGEST_TEXT: usize = 43;
 
@@ -98,7 +99,7 @@ pub async fn is_there(
     let start = resolver::below(LABEL, wanted.name)?;
     let (name, authority) = resolver.end_of_chain(&start, &rule.servers).await?;
     let all = authority.servers.iter().flat_map(|server| server.addresses.iter().map(|at| (*at, server.is_given)));
-    let views = join_all(all.map(|(address, recurse)| resolver::shown(address, &name, recurse))).await;
+    let views = a_few_at_once(all.map(|(address, recurse)| resolver::shown(address, &name, recurse)).collect()).await;
     // The best view: CAs may come again when another server has been slow.
     let standings = views.into_iter().filter_map(Result::ok).map(|values| judge(&values, wanted, now));
     let best = standings.min_by_key(|standing| match standing {
@@ -117,7 +118,7 @@ fn judge(values: &[String], wanted: Wanted<'_>, now: u64) -> Standing {
         let Some(value) = IssueValue::parse(text.as_bytes()) else {
             // Nobody knows whose it is; the text is shown only if it seems to be this CA's.
             if wanted.issuers.iter().any(|issuer| text.contains(issuer.as_str())) {
-                faults.push(format!("{text:?} breaks the grammar of RFC 8659 4.2"));
+                faults.push(format!("{} breaks the grammar of RFC 8659 4.2", shown(text)));
             }
             continue;
         };
@@ -127,10 +128,16 @@ fn judge(values: &[String], wanted: Wanted<'_>, now: u64) -> Standing {
         match fault(&value, wanted, now) {
             None => return Standing::There,
             Some(Fault::OtherHash) => is_unclear = true,
-            Some(Fault::Because(why)) => faults.push(format!("{text:?} {why}")),
+            Some(Fault::Because(why)) => faults.push(format!("{} {why}", shown(text))),
         }
     }
+    faults.truncate(MOST_FAULTS);
     if is_unclear { Standing::Unclear } else { Standing::Missing(faults) }
+}
+
+/// In quotes, shortened: what a stranger wrote must not fill the log.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(200).collect::<String>())
 }
 
 /// Why a record of the CA does not do.
@@ -187,6 +194,22 @@ mod tests {
             hashed_account_uri("https://ca.example/account-hash/", &name, "https://ca.example/acct/123", thumbprint);
         // The example of revision 02, section 10.2.
         assert_eq!(uri, "https://ca.example/account-hash/sha-256/5SQm7n6tPh2-PlLbCKGnViTXX5z19SCN4cPGQHSk-kw");
+    }
+
+    #[test]
+    fn faults_without_number_do_not_fill_the_log() {
+        let name = HostName::parse("a.example.com").expect("a name");
+        let issuers = ["ca.example.net".to_owned()];
+        let wanted =
+            Wanted { name: &name, wildcard: false, issuers: &issuers, account_uri: "https://ca.example.net/1" };
+        let long = "x".repeat(60_000);
+        let values: Vec<String> = (0..200).map(|at| format!("ca.example.net; accounturi={at}{long}")).collect();
+        let Standing::Missing(faults) = judge(&values, wanted, 1000) else { unreachable!("none of them is ours") };
+        assert_eq!(faults.len(), 4);
+        assert!(faults.iter().all(|fault| fault.len() < 300 && fault.ends_with("is of another account")), "{faults:?}");
+        // A good one after them counts.
+        let good = [values, vec![record("ca.example.net", "https://ca.example.net/1", false)]].concat();
+        assert_eq!(judge(&good, wanted, 1000), Standing::There);
     }
 
     #[test]

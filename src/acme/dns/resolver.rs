@@ -4,22 +4,24 @@
 //! Nothing is cached here, and what is about to be written is never asked of a resolver: it would remember for
 //! minutes that the record is not there. `/etc/hosts` and search lists do not count, because no CA sees them.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::CAA;
 use hickory_proto::rr::{Name, RData, RecordType};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
+use crate::acme::dns::ask::{Fault, MOST_RECORDS, ask};
 use crate::addr::HostName;
 
 /// Asks; cheap to clone.
@@ -91,14 +93,18 @@ pub struct LookupError {
     why: String,
 }
 
-/// One question to one server. Our choice: a server on the other side of the world that has to ask others first.
-const DEADLINE: Duration = Duration::from_secs(3);
-/// A datagram may be lost: it is sent again after this while.
-const RESEND: Duration = Duration::from_secs(1);
 /// Resolvers that are tried; more would outlast whoever waits.
 const MOST_RESOLVERS: usize = 3;
 /// Servers of a zone; the root has 13.
 const MOST_SERVERS: usize = 13;
+/// Addresses of one server: two of each family, as the root's servers have one of each.
+const MOST_ADDRESSES: usize = 4;
+/// Questions about one zone at once. Our choice: a quarter of all sockets, so that a zone whose servers are silent
+/// does not hold up the others.
+const AT_ONCE: usize = 4;
+/// For finding out where a name belongs. Our choice: a chain of aliases over slow servers; without an end, a stranger
+/// could lead us around for hours.
+const SEARCH: Duration = Duration::from_secs(60);
 /// A chain of aliases that is longer than this one is a loop (BIND and Unbound give up at 11 to 16).
 const LONGEST_CHAIN: usize = 10;
 /// Delegations below the zone of the parent name; one is usual, for a name that is given to another server.
@@ -140,14 +146,19 @@ impl Resolver {
             climb.push(next.clone());
             next = next.base_name();
         }
-        // All at once: one after another would take a second for each label.
-        let answers = join_all(climb.iter().map(|name| self.lookup(name, RecordType::CAA))).await;
+        // Some at once: one after another would take a second for each label.
+        let answers = a_few_at_once(climb.iter().map(|name| self.lookup(name, RecordType::CAA)).collect()).await;
         for (at, answer) in climb.into_iter().zip(answers) {
             let found = records(&answer?, |data| match data {
                 RData::CAA(caa) => Some(caa.clone()),
                 _ => None,
             });
             if let Answer::Records(records) = found {
+                // What was left out might be the one that allows us, or forbids.
+                if records.len() >= MOST_RECORDS {
+                    let why = format!("it has more than {} records", MOST_RECORDS - 1);
+                    return Err(LookupError::new(&at, RecordType::CAA, why));
+                }
                 return Ok(Some(Caa { at, records }));
             }
         }
@@ -158,8 +169,12 @@ impl Resolver {
     /// With it comes who answers for it. `given` are asked in place of the zones' servers, as long as they can tell.
     ///
     /// # Errors
-    /// When nobody can tell, or the chain does not end.
+    /// When nobody can tell, the chain does not end, or it takes longer than a minute.
     pub async fn end_of_chain(&self, name: &Name, given: &[SocketAddr]) -> Result<(Name, Authority), LookupError> {
+        in_time(name, self.follow(name, given)).await
+    }
+
+    async fn follow(&self, name: &Name, given: &[SocketAddr]) -> Result<(Name, Authority), LookupError> {
         let mut current = name.clone();
         for _ in 0..LONGEST_CHAIN {
             let authority = self.holder(&current, given).await?;
@@ -177,7 +192,7 @@ impl Resolver {
         if let Some(authority) = self.told_by(name, given, false).await {
             return Ok(authority);
         }
-        match self.authority(name).await {
+        match self.delegated(name).await {
             Ok(authority) => Ok(authority),
             Err(error) => self.told_by(name, given, true).await.ok_or(error),
         }
@@ -187,8 +202,12 @@ impl Resolver {
     /// their own.
     ///
     /// # Errors
-    /// When there is no zone, or none of its servers answers.
+    /// When there is no zone, none of its servers answers, or it takes longer than a minute.
     pub async fn authority(&self, name: &Name) -> Result<Authority, LookupError> {
+        in_time(name, self.delegated(name)).await
+    }
+
+    async fn delegated(&self, name: &Name) -> Result<Authority, LookupError> {
         let mut zone = self.zone_of(&name.base_name()).await?;
         let mut servers = self.servers_of(&zone).await?;
         for _ in 0..MOST_REFERRALS {
@@ -249,17 +268,32 @@ impl Resolver {
     /// The addresses of servers.
     async fn located(&self, mut names: Vec<Name>, zone: &Name) -> Result<Vec<ZoneServer>, LookupError> {
         names.truncate(MOST_SERVERS);
-        let servers = join_all(names.iter().map(|name| async move {
-            let (v4, v6) = futures_util::join!(self.addresses(name, Family::V4), self.addresses(name, Family::V6));
-            let both = [v4, v6].into_iter().filter_map(Result::ok).flat_map(Answer::into_records);
-            let addresses = both.map(|ip| SocketAddr::new(ip, self.port)).collect();
-            ZoneServer { name: text(name), addresses, is_given: false }
-        }))
-        .await;
+        let both = names.iter().flat_map(|name| [(name, Family::V4), (name, Family::V6)]);
+        let found = a_few_at_once(both.map(|(name, family)| self.addresses(name, family)).collect()).await;
+        let mut found = found.into_iter().map(|answer| answer.map(Answer::into_records).unwrap_or_default());
+        let mut servers = Vec::new();
+        for name in &names {
+            let (v4, v6) = (found.next().unwrap_or_default(), found.next().unwrap_or_default());
+            servers.push(ZoneServer { name: text(name), addresses: self.some_of(&v4, &v6), is_given: false });
+        }
         if servers.iter().all(|server| server.addresses.is_empty()) {
             return Err(LookupError::new(zone, "NS", "none of its servers has an address"));
         }
         Ok(servers)
+    }
+
+    /// A few addresses of a server, of both families in turn.
+    fn some_of(&self, v4: &[IpAddr], v6: &[IpAddr]) -> Vec<SocketAddr> {
+        let mut addresses = Vec::new();
+        for at in 0..v4.len().max(v6.len()) {
+            for ip in [v4.get(at), v6.get(at)].into_iter().flatten().filter(|ip| is_usable(**ip)) {
+                let address = SocketAddr::new(ip.to_canonical(), self.port);
+                if addresses.len() < MOST_ADDRESSES && !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        addresses
     }
 
     /// Asks the resolvers, one after another until one answers.
@@ -339,48 +373,6 @@ impl LookupError {
     }
 }
 
-/// Why one server is of no use for one question.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// It does not answer.
-    #[error("no answer within {} s", DEADLINE.as_secs())]
-    Silent,
-    /// It cannot be reached, or breaks off.
-    #[error("{0}")]
-    Unreachable(#[from] io::Error),
-    /// It answers with an error.
-    #[error("it answers {}", code_name(*.0))]
-    Code(ResponseCode),
-    /// The question cannot be written.
-    #[error("{0}")]
-    Unspeakable(#[from] hickory_proto::ProtoError),
-    /// What it says is not DNS.
-    #[error("its answer cannot be read: {0}")]
-    Garbled(#[from] hickory_proto::serialize::binary::DecodeError),
-}
-
-/// Asks one server one question. That there is no such name or record is an answer.
-///
-/// # Errors
-/// When there is no answer within 3 s, or one that is an error.
-pub async fn ask(server: SocketAddr, name: &Name, kind: RecordType, recurse: bool) -> Result<Message, Fault> {
-    let mut query = Message::query();
-    query.metadata.recursion_desired = recurse;
-    query.add_query(Query::query(name.clone(), kind));
-    let exchange = async {
-        let bytes = query.to_vec()?;
-        let answer = by_udp(server, &bytes, &query).await?;
-        // Without EDNS, our choice: what we ask for is small, old servers stumble over it, and what is cut off
-        // comes whole over TCP.
-        if answer.truncation { Ok(Message::from_vec(&by_tcp(server, &bytes).await?)?) } else { Ok(answer) }
-    };
-    let answer = timeout(DEADLINE, exchange).await.unwrap_or(Err(Fault::Silent))?;
-    match answer.response_code {
-        ResponseCode::NoError | ResponseCode::NXDomain => Ok(answer),
-        code => Err(Fault::Code(code)),
-    }
-}
-
 /// The TXT values that a server shows for a name; an alias is not followed.
 ///
 /// # Errors
@@ -395,46 +387,18 @@ pub async fn shown(server: SocketAddr, name: &Name, recurse: bool) -> Result<Vec
     .into_records())
 }
 
-async fn by_udp(server: SocketAddr, bytes: &[u8], query: &Message) -> Result<Message, Fault> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    // A port of its own for each question, chosen by the system: a forger would have to guess it (RFC 5452 9.2).
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
-    let mut room = vec![0; 4096];
-    loop {
-        socket.send(bytes).await?;
-        let again = Instant::now() + RESEND;
-        while let Ok(length) = timeout_at(again, socket.recv(&mut room)).await {
-            match Message::from_vec(&room[..length?]) {
-                Ok(answer) if is_answer(&answer, query) => return Ok(answer),
-                // RFC 5452 9.1: not to our question. The true answer may still come.
-                _ => {}
-            }
-        }
-    }
-}
-
-/// One message there and one back over TCP (RFC 7766).
-pub(super) async fn by_tcp(server: SocketAddr, bytes: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // RFC 7766 8: length and message in one segment.
-    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
-    let mut answer = vec![0; stream.read_u16().await?.into()];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer)
-}
-
-/// RFC 5452 9.1: the same number and the same question.
-fn is_answer(answer: &Message, query: &Message) -> bool {
-    answer.id == query.id && answer.message_type == MessageType::Response && answer.queries == query.queries
-}
-
-/// The first answer of any server about aliases at a name. All are asked at once: some may be out of reach.
+/// The first answer of any server about aliases at a name. Some are asked at once: some may be out of reach. The first
+/// address of each comes first, for the same reason.
 async fn first_answer(servers: &[ZoneServer], name: &Name, recurse: bool) -> Result<Message, LookupError> {
-    let all = servers.iter().flat_map(|server| server.addresses.iter().copied());
-    let mut asked: FuturesUnordered<_> =
-        all.map(|address| async move { (address, ask(address, name, RecordType::CNAME, recurse).await) }).collect();
+    let most = servers.iter().map(|server| server.addresses.len()).max().unwrap_or(0);
+    let all = (0..most).flat_map(|at| servers.iter().filter_map(move |server| server.addresses.get(at).copied()));
+    let turns = &Semaphore::new(AT_ONCE);
+    let mut asked: FuturesUnordered<_> = all
+        .map(|address| async move {
+            let _turn = turns.acquire().await;
+            (address, ask(address, name, RecordType::CNAME, recurse).await)
+        })
+        .collect();
     let mut faults = Vec::new();
     while let Some((address, answer)) = asked.next().await {
         match answer {
@@ -443,6 +407,31 @@ async fn first_answer(servers: &[ZoneServer], name: &Name, recurse: bool) -> Res
         }
     }
     Err(LookupError::new(name, "CNAME", faults.join(", ")))
+}
+
+/// Does all of it, not all at once; the outcomes come in the order of the tasks.
+pub(super) async fn a_few_at_once<F: Future>(all: Vec<F>) -> Vec<F::Output> {
+    let turns = Semaphore::new(AT_ONCE);
+    join_all(all.into_iter().map(|task| async {
+        let _turn = turns.acquire().await;
+        task.await
+    }))
+    .await
+}
+
+/// A search, as long as it may take.
+async fn in_time<T>(name: &Name, search: impl Future<Output = Result<T, LookupError>>) -> Result<T, LookupError> {
+    let late = || LookupError::new(name, "CNAME", format!("it takes longer than {} s", SEARCH.as_secs()));
+    timeout(SEARCH, search).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// False for an address that leads to no other machine: unspecified, multicast, broadcast. To connect to an unspecified
+/// one is to connect to oneself.
+pub fn is_usable(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
+        IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_multicast()),
+    }
 }
 
 /// The records of a message whose data `pick` takes. Aliases before them were followed by whoever answered.
@@ -483,12 +472,4 @@ pub fn below(labels: &str, host: &HostName) -> Result<Name, LookupError> {
 pub fn text(name: &Name) -> String {
     let text = name.to_lowercase().to_ascii();
     text.strip_suffix('.').filter(|rest| !rest.is_empty()).map(str::to_owned).unwrap_or(text)
-}
-
-/// The mnemonic of a response code, as `dig` prints it (RFC 6895 2.3).
-pub fn code_name(code: ResponseCode) -> String {
-    match code {
-        ResponseCode::Unknown(number) => format!("RCODE{number}"),
-        code => format!("{code:?}").to_uppercase(),
-    }
 }

@@ -14,7 +14,7 @@ use hickory_proto::rr::rdata::tsig::{TsigAlgorithm as Algorithm, TsigError};
 use hickory_proto::rr::{DNSClass, Name, RData, Record as Rr, RecordType, TSigner};
 use tokio::time::timeout;
 
-use crate::acme::dns::resolver::{by_tcp, code_name};
+use crate::acme::dns::ask::{by_tcp, code_name};
 use crate::acme::dns::{DnsError, Record};
 use crate::site::acme::{Rfc2136, TsigAlgorithm};
 
@@ -44,6 +44,7 @@ pub(super) async fn delete(server: &Rfc2136, record: &Record) -> Result<(), DnsE
 
 async fn update(server: &Rfc2136, record: &Record, class: DNSClass, ttl: u32) -> Result<(), DnsError> {
     let zone = zone(server, &record.name).await?;
+    record.mark(true);
     let mut message = Message::query();
     message.metadata.op_code = OpCode::Update;
     // RFC 2136 2: the sections of an update are those of a query under other names: zone, prerequisites, changes.

@@ -2,7 +2,8 @@
 //! an HTTP server that plays an API.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
@@ -17,7 +18,8 @@ use crate::site::acme::{DnsProvider, DnsRule, Secret};
 
 /// A name with a final dot.
 pub(crate) fn name(text: &str) -> Name {
-    Name::from_ascii(format!("{}.", text.trim_end_matches('.'))).expect("a name")
+    // By its labels: what is on the wire need not be text that could be read as a name.
+    Name::from_labels(text.split('.').filter(|label| !label.is_empty()).map(str::as_bytes)).expect("a name")
 }
 
 /// A host name.
@@ -34,9 +36,21 @@ pub(crate) fn secret(text: &str) -> Secret {
     Secret(text.as_bytes().into())
 }
 
-/// A record that was not written.
+/// A record that may be there.
 pub(crate) fn record(at: &str, value: &str) -> super::Record {
-    super::Record { name: name(at), value: value.into(), handle: None }
+    let (tried, handle) = (AtomicBool::new(true), OnceLock::new());
+    super::Record { start: name(at), name: name(at), value: value.into(), tried, handle }
+}
+
+/// Puts a record up, as an order does.
+pub(crate) async fn present(
+    dns: &super::Dns,
+    rule: &DnsRule,
+    name: &str,
+    value: &str,
+) -> Result<super::Record, super::DnsError> {
+    let record = dns.locate(rule, &host(name), value).await?;
+    dns.put(rule, &record).await.map(|()| record)
 }
 
 /// For a record to be everywhere. A bound of failure.

@@ -11,7 +11,7 @@ use tokio::net::UdpSocket;
 
 use super::Dns;
 use super::resolver::{self, Answer, Family, Resolver, ZoneServer};
-use super::testing::{Call, FakeApi, FakeDns, SOON, host, name, record, rule, secret, txt};
+use super::testing::{Call, FakeApi, FakeDns, SOON, host, name, present, record, rule, secret, txt};
 use crate::site::acme::{AcmeDns, Cloudflare, DnsProvider, Program};
 
 /// No program: for tests that write nothing.
@@ -219,14 +219,91 @@ async fn a_program_adds_and_removes_by_value_where_the_alias_ends() {
     let dns = Dns::for_test(Resolver::for_test(server.address));
     let rule = rule(DnsProvider::Exec(script(folder.path(), HOOK)), &[], SOON);
     let log = || std::fs::read_to_string(folder.path().join("log")).expect("a log");
-    let one = dns.present(&rule, &host("example.test"), "one").await.expect("added");
-    let two = dns.present(&rule, &host("example.test"), "two").await.expect("added");
+    let one = present(&dns, &rule, "example.test", "one").await.expect("added");
+    let two = present(&dns, &rule, "example.test", "two").await.expect("added");
     assert_eq!(one.fqdn(), "x.proofs.test.");
     assert_eq!(log(), "x.proofs.test. one\nx.proofs.test. two\n");
     dns.remove(&rule, one).await.expect("removed");
     assert_eq!(log(), "x.proofs.test. two\n");
     dns.remove(&rule, two).await.expect("removed");
     assert_eq!(log(), "");
+}
+
+#[tokio::test]
+async fn a_record_that_may_be_there_is_removed_and_no_other() {
+    let server = FakeDns::start().await;
+    server.zone("example.test");
+    let folder = tempfile::tempdir().expect("a folder");
+    let dns = Dns::for_test(Resolver::for_test(server.address));
+    let log = || std::fs::read_to_string(folder.path().join("log")).expect("a log");
+    let text = r#"echo "$2" >>"$1"; test "$2" = cleanup"#;
+    let failing = rule(DnsProvider::Exec(script(folder.path(), text)), &[], SOON);
+    let written = dns.locate(&failing, &host("example.test"), "one").await.expect("a place");
+    let untouched = dns.locate(&failing, &host("example.test"), "two").await.expect("a place");
+    dns.put(&failing, &written).await.expect_err("it fails after it wrote");
+    dns.remove(&failing, untouched).await.expect("it was never there");
+    assert_eq!(log(), "present\n");
+    dns.remove(&failing, written).await.expect("removed");
+    assert_eq!(log(), "present\ncleanup\n");
+    // A program that does not start has written nothing.
+    let absent = rule(nothing(), &[], SOON);
+    let record = dns.locate(&absent, &host("example.test"), "one").await.expect("a place");
+    dns.put(&absent, &record).await.expect_err("no program");
+    dns.remove(&absent, record).await.expect("nothing to do");
+}
+
+#[tokio::test]
+async fn an_alias_that_a_program_could_mistake_is_no_place_for_a_record() {
+    let server = FakeDns::start().await;
+    server.zone("example.test");
+    let dns = Dns::for_test(Resolver::for_test(server.address));
+    let rule = rule(nothing(), &[], SOON);
+    for (number, target) in
+        ["-rf.example.test", "a.-b.example.test", "a$b.example.test", "a b.example.test"].into_iter().enumerate()
+    {
+        let at = format!("n{number}.example.test");
+        server.cname(&format!("_acme-challenge.{at}"), target);
+        let error = dns.locate(&rule, &host(&at), "v").await.expect_err(target);
+        assert!(error.to_string().contains("which is no host name"), "{target}: {error}");
+        assert!(error.help().contains("do not begin with `-`"), "{}", error.help());
+    }
+    server.cname("_acme-challenge.good.example.test", "_a-b-.example.test");
+    let record = dns.locate(&rule, &host("good.example.test"), "v").await.expect("a place");
+    assert_eq!(record.fqdn(), "_a-b-.example.test.");
+}
+
+/// Says to this test program that it was started by itself, without authorities.
+#[cfg(target_os = "linux")]
+const BARE: &str = "TIDEGATE_TEST_WITHOUT_AUTHORITIES";
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_machine_without_authorities_needs_none_until_an_api_is_asked() {
+    if std::env::var_os(BARE).is_none() {
+        // What the system trusts is told by its environment, and that of a process cannot be changed safely.
+        let folder = tempfile::tempdir().expect("a folder");
+        let child = tokio::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "acme::dns::tests::a_machine_without_authorities_needs_none_until_an_api_is_asked"])
+            .env(BARE, "1")
+            .env("SSL_CERT_FILE", folder.path().join("none"))
+            .env("SSL_CERT_DIR", folder.path())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(SOON, child).await.expect("it ends").expect("started");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let server = FakeDns::start().await;
+    server.zone("example.test");
+    let folder = tempfile::tempdir().expect("a folder");
+    let dns =
+        Dns { resolver: Resolver::for_test(server.address), ..Dns::new(&crate::site::acme::AcmePolicy::default()) };
+    let by_program = rule(DnsProvider::Exec(script(folder.path(), HOOK)), &[], SOON);
+    present(&dns, &by_program, "example.test", "one").await.expect("added");
+    let by_api = rule(cloudflare("https://127.0.0.1:1"), &[], SOON);
+    let error = present(&dns, &by_api, "example.test", "one").await.expect_err("nobody is trusted").to_string();
+    assert!(error.contains("the client of DNS providers cannot start"), "{error}");
 }
 
 #[tokio::test]
@@ -240,13 +317,13 @@ async fn a_program_that_fails_says_why() {
         // `yes` ends by SIGPIPE when nobody reads: what it says is read to the end and kept up to 1 KiB.
         let text = text.replace("yes >&2", "yes | head -c 300000 >&2; exit 1");
         let rule = rule(DnsProvider::Exec(script(folder.path(), &text)), &[], SOON);
-        told.push(dns.present(&rule, &host("example.test"), "v").await.expect_err("it fails").to_string());
+        told.push(present(&dns, &rule, "example.test", "v").await.expect_err("it fails").to_string());
     }
     let start = "dns provider \"exec\": record \"_acme-challenge.example.test\": \"sh\" ";
     assert_eq!(told[0], format!("{start}ended with status 3: no such zone | try another"));
     assert_eq!(told[1], format!("{start}ended with status 1: {}", ["y"; 512].join(" | ")));
     assert_eq!(told[2], format!("{start}was ended by signal 9"));
-    let error = dns.present(&rule(nothing(), &[], SOON), &host("example.test"), "v").await.expect_err("no program");
+    let error = present(&dns, &rule(nothing(), &[], SOON), "example.test", "v").await.expect_err("no program");
     assert!(error.to_string().contains("cannot start \"/nonexistent/hook\": No such file"), "{error}");
 }
 
@@ -267,16 +344,16 @@ async fn acme_dns_needs_a_cname_and_gets_the_value() {
     };
     let rule = rule(DnsProvider::AcmeDns(Box::new(account)), &[], SOON);
     let dns = Dns::for_test(Resolver::for_test(server.address));
-    let error = dns.present(&rule, &host("a.example.test"), "value").await.expect_err("no CNAME");
+    let error = present(&dns, &rule, "a.example.test", "value").await.expect_err("no CNAME");
     assert!(error.to_string().contains("it is no CNAME"), "{error}");
     assert!(error.help().ends_with("_acme-challenge.a.example.test. CNAME d420c923.127.0.0.1."), "{}", error.help());
     server.cname("_acme-challenge.b.example.test", "other.auth.test");
-    let error = dns.present(&rule, &host("b.example.test"), "value").await.expect_err("another account's");
+    let error = present(&dns, &rule, "b.example.test", "value").await.expect_err("another account's");
     assert!(error.to_string().contains("a CNAME to \"other.auth.test\", which is not of this account"), "{error}");
     assert_eq!(api.lines(), [""; 0]);
 
     server.cname("_acme-challenge.c.example.test", "d420c923.auth.test");
-    let record = dns.present(&rule, &host("c.example.test"), "value").await.expect("set");
+    let record = present(&dns, &rule, "c.example.test", "value").await.expect("set");
     assert_eq!(record.text(), "d420c923.auth.test");
     assert_eq!(api.lines(), ["POST /update"]);
     {
@@ -284,7 +361,7 @@ async fn acme_dns_needs_a_cname_and_gets_the_value() {
         assert!(calls[0].head.contains("x-api-user: user\r\n") && calls[0].head.contains("x-api-key: hidden\r\n"));
         assert_eq!(calls[0].body, r#"{"subdomain":"d420c923","txt":"value"}"#);
     }
-    let error = dns.present(&rule, &host("c.example.test"), "bad").await.expect_err("refused").to_string();
+    let error = present(&dns, &rule, "c.example.test", "bad").await.expect_err("refused").to_string();
     assert!(error.ends_with("the acme-dns server answers 401 Unauthorized: \"forbidden\""), "{error}");
     dns.remove(&rule, record).await.expect("nothing to do");
     assert_eq!(api.lines().len(), 2);
@@ -317,7 +394,7 @@ async fn cloudflare_adds_a_record_and_removes_it_by_its_identifier() {
     .await;
     let rule = rule(cloudflare(&api.url), &[], SOON);
     let dns = Dns::for_test(Resolver::for_test(server.address));
-    let record = dns.present(&rule, &host("a.example.test"), "value").await.expect("added");
+    let record = present(&dns, &rule, "a.example.test", "value").await.expect("added");
     {
         let calls = api.calls();
         let add = calls.last().expect("calls");
@@ -329,7 +406,7 @@ async fn cloudflare_adds_a_record_and_removes_it_by_its_identifier() {
     }
     dns.remove(&rule, record).await.expect("removed");
     // One that a run left behind is taken over, and one that is gone is removed.
-    let record = dns.present(&rule, &host("a.example.test"), "again").await.expect("taken over");
+    let record = present(&dns, &rule, "a.example.test", "again").await.expect("taken over");
     dns.remove(&rule, record).await.expect("removed");
     assert_eq!(
         api.lines(),
@@ -350,6 +427,32 @@ async fn cloudflare_adds_a_record_and_removes_it_by_its_identifier() {
 }
 
 #[tokio::test]
+async fn cloudflare_is_searched_for_a_record_whose_addition_brought_no_answer() {
+    let server = FakeDns::start().await;
+    server.zone("example.test");
+    let api = FakeApi::start(|call: &Call| match call.line.split_once('?').map_or(&*call.line, |(line, _)| line) {
+        "GET /v4/zones" => (200, r#"{"success":true,"result":[{"id":"z1"}]}"#.into()),
+        "GET /v4/zones/z1/dns_records" if call.line.contains("=_acme-challenge.a.") => {
+            (200, r#"{"success":true,"result":[{"id":"r0","content":"x"},{"id":"r1","content":"\"value\""}]}"#.into())
+        }
+        "GET /v4/zones/z1/dns_records" => (200, r#"{"success":true,"result":[]}"#.into()),
+        "DELETE /v4/zones/z1/dns_records/r1" => (200, r#"{"success":true,"result":{"id":"r1"}}"#.into()),
+        _ => (502, "<html>".into()),
+    })
+    .await;
+    let rule = rule(cloudflare(&api.url), &[], SOON);
+    let dns = Dns::for_test(Resolver::for_test(server.address));
+    for (at, last) in
+        [("a.example.test", "DELETE /v4/zones/z1/dns_records/r1"), ("b.example.test", "GET /v4/zones/z1/")]
+    {
+        let record = dns.locate(&rule, &host(at), "value").await.expect("a place");
+        dns.put(&rule, &record).await.expect_err("nobody knows");
+        dns.remove(&rule, record).await.expect("it is not there any more");
+        assert!(api.lines().last().is_some_and(|line| line.starts_with(last)), "{:?}", api.lines());
+    }
+}
+
+#[tokio::test]
 async fn what_cloudflare_has_against_it_is_said_without_the_token() {
     let server = FakeDns::start().await;
     server.zone("example.test");
@@ -366,7 +469,7 @@ async fn what_cloudflare_has_against_it_is_said_without_the_token() {
     ] {
         let api = FakeApi::start(move |_| (status, body.to_owned())).await;
         let rule = rule(cloudflare(&api.url), &[], SOON);
-        let error = dns.present(&rule, &host("example.test"), "value").await.expect_err("refused");
+        let error = present(&dns, &rule, "example.test", "value").await.expect_err("refused");
         let text = error.to_string();
         assert!(text.ends_with(expected), "{text}");
         assert!(!format!("{text} {error:?} {rule:?} {}", error.help()).contains("hidden"), "{error:?}");
@@ -380,7 +483,7 @@ async fn a_record_type_other_than_txt_is_never_asked_for_with_recursion_where_a_
     let folder = tempfile::tempdir().expect("a folder");
     let dns = Dns::for_test(Resolver::for_test(server.address));
     let rule = rule(DnsProvider::Exec(script(folder.path(), HOOK)), &[], Duration::from_millis(100));
-    let record = dns.present(&rule, &host("example.test"), "one").await.expect("added");
+    let record = present(&dns, &rule, "example.test", "one").await.expect("added");
     dns.propagated(&rule, &record).await.expect_err("the hook only writes a file");
     let at = name("_acme-challenge.example.test");
     let asked: Vec<(RecordType, bool)> =

@@ -1,5 +1,8 @@
 //! The proofs of control that an order needs: chosen, put up, taken down.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use instant_acme::{AuthorizationStatus, ChallengeType, KeyAuthorization, Order};
@@ -30,7 +33,7 @@ impl Up<'_> {
         drop(self.posted);
         for (rule, record) in self.records {
             if let Err(error) = dns.remove(rule, record).await {
-                tracing::warn!(event = "dns", "{error}: a record of a past order stays in the zone");
+                tracing::warn!(event = "dns", "{error}: a record of a past order may stay in the zone");
             }
         }
     }
@@ -63,12 +66,21 @@ pub(super) async fn prove<'a>(
         let name = HostPattern::from_config(&shown).map_err(|error| {
             AcmeFault::new(Blame::Ca, "malformed-answer", format!("the CA speaks of \"{shown}\": {error}"), "")
         })?;
+        if !wanted.names.contains(&name) {
+            let text = format!("the CA wants \"{name}\" to be proved, which was not ordered");
+            return Err(AcmeFault::new(Blame::Ca, "malformed-answer", text, ""));
+        }
         let rule = wanted.policy.dns_rule(&name);
         let offered: Vec<ChallengeType> = handle.challenges.iter().map(|challenge| challenge.r#type.clone()).collect();
         let Some((kind, word)) = choose(&offered, rule, &wanted.challenges) else {
             return Err(no_common_challenge(&name, &offered, rule));
         };
         let Some(challenge) = handle.challenge(kind.clone()) else { continue };
+        // RFC 8555 8.1: base64url. A token of anybody else's making ends in paths, records and logs.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if challenge.token.len() > 256 || !challenge.token.bytes().all(is_plain) {
+            return Err(AcmeFault::new(Blame::Ca, "malformed-answer", "the token of a challenge is malformed", ""));
+        }
         let authorization = challenge.key_authorization();
         let board = means.board;
         match (&kind, rule) {
@@ -95,7 +107,7 @@ pub(super) async fn prove<'a>(
     Ok(chosen)
 }
 
-/// Puts TXT records up, all of them first, then waits until each is seen.
+/// Puts TXT records up, where each belongs, all of them first, then waits until each is seen.
 async fn put_into_dns<'a>(
     values: Vec<(&'a DnsRule, HostPattern, String)>,
     means: &Means<'_>,
@@ -103,9 +115,14 @@ async fn put_into_dns<'a>(
 ) -> Result<(), AcmeFault> {
     let fault = |error: DnsError| AcmeFault::new(Blame::Setup, "dns-provider", error.to_string(), error.help());
     for (rule, name, value) in values {
-        (means.stage)(format!("writing a DNS record for {name} ({})", rule.provider.as_str()));
-        let record = means.dns.present(rule, name.name(), &value).await.map_err(fault)?;
+        let record = means.dns.locate(rule, name.name(), &value).await.map_err(fault)?;
         up.records.push((rule, record));
+    }
+    // All of them are known before the first is written: a provider that fails, or is given up, may have written it
+    // all the same.
+    for (rule, record) in &up.records {
+        (means.stage)(format!("writing the DNS record {} ({})", record.text(), rule.provider.as_str()));
+        means.dns.put(rule, record).await.map_err(fault)?;
     }
     if !up.records.is_empty() {
         (means.stage)("waiting until the DNS records are on all servers of the zone".into());

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::renew::failed;
+use super::say;
 use crate::acme::account::{self, Opened};
 use crate::acme::ca::Ca;
 use crate::acme::dns::persist;
@@ -62,7 +63,7 @@ fn print(table: &SiteTable, ca: &Ca, opened: &Opened, is_key_new: bool) -> io::R
     let mut out = io::stdout().lock();
     let policy = &table.edge.acme;
     writeln!(out, "{}  {}", ca.directory.name, ca.directory.url)?;
-    writeln!(out, "  account  {}", opened.url)?;
+    say(&mut out, &format!("  account  {}", opened.url))?;
     writeln!(out, "  contact  {}", policy.email.as_deref().unwrap_or("none (set `email`)"))?;
     if is_key_new {
         writeln!(out, "  the account has a new key")?;
@@ -81,7 +82,7 @@ fn print(table: &SiteTable, ca: &Ca, opened: &Opened, is_key_new: bool) -> io::R
         seen.push(host);
         let is_wildcard = names.contains(&HostPattern::Wildcard(host.clone()));
         let value = persist::record(issuer, &opened.identity(ca).uri(host), is_wildcard);
-        writeln!(out, "  dns      {}. TXT \"{value}\"", persist::record_name(host))?;
+        say(&mut out, &format!("  dns      {}. TXT \"{value}\"", persist::record_name(host)))?;
     }
     Ok(())
 }

@@ -1,15 +1,18 @@
 //! `tidegate certs renew` and `revoke`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use instant_acme::{RevocationReason, RevocationRequest};
+use rustls::pki_types::CertificateDer;
 
+use super::{say, served};
 use crate::acme::account;
 use crate::acme::ca::Ca;
 use crate::acme::event::timestamp;
 use crate::acme::fault::AcmeFault;
+use crate::acme::plan;
 use crate::acme::store::{Request, Store, StoreError};
 use crate::cli::Exit;
 use crate::site::acme::Directory;
@@ -33,21 +36,51 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Fast enough for a person; each look is two small files.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A new certificate for every site at once is seldom meant, and CAs count: asks the person at the terminal. `Some` when it
+/// is not wanted.
+pub(super) fn not_for_all(sites: &[&Site]) -> io::Result<Option<Exit>> {
+    let mut err = anstream::stderr();
+    let (input, count) = (io::stdin(), sites.len());
+    if !(input.is_terminal() && io::stderr().is_terminal()) {
+        writeln!(err, "error: --force without a name orders a new certificate for every site ({count})")?;
+        writeln!(err, "help: name the sites, or add --all")?;
+        return Ok(Some(Exit::WrongInput));
+    }
+    let names: Vec<&str> = sites.iter().map(|site| &*site.label).collect();
+    write!(err, "order {count} new certificates now ({})? CAs allow few of them a week [y/N] ", names.join(", "))?;
+    err.flush()?;
+    let mut answer = String::new();
+    input.read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(None);
+    }
+    writeln!(err, "nothing is ordered")?;
+    Ok(Some(Exit::CouldNotRun))
+}
+
 /// Asks the process that serves, and follows what it does.
 pub(super) fn renew(table: &SiteTable, store: &Store, sites: &[&Site], force: bool) -> io::Result<Exit> {
     let mut err = anstream::stderr();
+    let certificates = store.certificates();
+    if let Err(error) = certificates.metadata()
+        && error.kind() == io::ErrorKind::PermissionDenied
+    {
+        return refused(&StoreError { what: "read", file: certificates, source: error });
+    }
     if !store.is_served() {
         writeln!(err, "error: no tidegate serves from {}", table.edge.storage.display())?;
-        writeln!(err, "help: start it: it orders what is due by itself; or run this as the user that it runs as")?;
+        writeln!(err, "help: start it: it orders what is due by itself")?;
         return Ok(Exit::CouldNotRun);
     }
     let mut waiting = Vec::new();
     for site in sites {
-        let before = store.certificate(&site.host).ok().flatten().map(|kept| kept.facts.fingerprint);
-        if let Err(error) = store.ask(&site.host, Request { force }) {
+        // What a process that was killed was at is no news.
+        let stage = store.ledger(&site.host).stage;
+        let request = Request { id: plan::number(), force };
+        if let Err(error) = store.ask(&site.host, request) {
             return refused(&error);
         }
-        waiting.push(Waiting { site, before, stage: None });
+        waiting.push(Waiting { site, id: request.id, stage });
     }
     let until = Instant::now() + PATIENCE;
     let mut exit = Exit::Fine;
@@ -74,55 +107,37 @@ pub(super) fn renew(table: &SiteTable, store: &Store, sites: &[&Site], force: bo
 /// One site whose renewal was asked for.
 struct Waiting<'t> {
     site: &'t Site,
-    before: Option<[u8; 32]>,
+    id: u64,
     stage: Option<String>,
 }
 
 impl Waiting<'_> {
     /// Tells what is new; `Some` with the outcome when it is over.
     fn look(&mut self, store: &Store) -> io::Result<Option<bool>> {
-        let (host, label) = (&self.site.host, &self.site.label);
-        let is_over = store.asked(host).is_none();
-        let ledger = store.ledger(host);
-        let mut out = io::stdout().lock();
-        if let Some(stage) = ledger.stage.as_ref().filter(|stage| !is_over && self.stage.as_ref() != Some(stage)) {
-            writeln!(out, "{label}: {stage}")?;
-            out.flush()?;
-            self.stage = Some(stage.clone());
-        }
-        if !is_over {
+        let label = &self.site.label;
+        let ledger = store.ledger(&self.site.host);
+        let Some(answer) = ledger.answer.filter(|answer| answer.id == self.id) else {
+            if let Some(stage) = ledger.stage.filter(|stage| self.stage.as_ref() != Some(stage)) {
+                let mut out = io::stdout().lock();
+                say(&mut out, &format!("{label}: {stage}"))?;
+                out.flush()?;
+                self.stage = Some(stage);
+            }
             return Ok(None);
+        };
+        if answer.is_fine {
+            say(&mut io::stdout().lock(), &format!("{label}: {}", answer.text))?;
+            return Ok(Some(true));
         }
-        let kept = store.certificate(host).ok().flatten();
-        match (&kept, &ledger.trouble) {
-            (Some(kept), _) if self.before != Some(kept.facts.fingerprint) => {
-                writeln!(out, "{label}: a new certificate is served, valid until {}", timestamp(kept.facts.not_after))?;
-                Ok(Some(true))
-            }
-            (_, Some(trouble)) => {
-                let mut err = anstream::stderr();
-                writeln!(err, "error: {label}: {}", trouble.text)?;
-                if !trouble.help.is_empty() {
-                    writeln!(err, "help: {}", trouble.help)?;
-                }
-                if let Some(next) = ledger.next_attempt {
-                    writeln!(err, "the next attempt is at {}", timestamp(next))?;
-                }
-                Ok(Some(false))
-            }
-            (Some(_), None) => {
-                let next = ledger.next_renewal.map(|time| format!(" before {}", timestamp(time))).unwrap_or_default();
-                writeln!(out, "{label}: nothing is due{next}; --force orders a new certificate now")?;
-                Ok(Some(true))
-            }
-            (None, None) => {
-                writeln!(
-                    anstream::stderr(),
-                    "error: {label}: there is no certificate, and no reason: see the log of tidegate"
-                )?;
-                Ok(Some(false))
-            }
+        let mut err = anstream::stderr();
+        say(&mut err, &format!("error: {label}: {}", answer.text))?;
+        if !answer.help.is_empty() {
+            say(&mut err, &format!("help: {}", answer.help))?;
         }
+        if let Some(next) = ledger.next_attempt {
+            writeln!(err, "the next attempt is at {}", timestamp(next))?;
+        }
+        Ok(Some(false))
     }
 }
 
@@ -136,7 +151,8 @@ pub(super) fn revoke(table: &SiteTable, store: &Store, site: &Site, reason: Reas
             return Ok(Exit::CouldNotRun);
         }
         Err(error) => {
-            writeln!(err, "error: {error}\nhelp: {}", error.help())?;
+            say(&mut err, &format!("error: {error}"))?;
+            say(&mut err, &format!("help: {}", error.help()))?;
             return Ok(Exit::CouldNotRun);
         }
     };
@@ -160,10 +176,31 @@ pub(super) fn revoke(table: &SiteTable, store: &Store, site: &Site, reason: Reas
         return refused(&error);
     }
     if !store.is_served() {
-        println("a new certificate is ordered when tidegate starts")?;
+        let storage = table.edge.storage.display();
+        println(&format!("no tidegate serves from {storage}: a new certificate is ordered when it starts"))?;
         return Ok(Exit::Fine);
     }
-    renew(table, store, &[site], true)
+    println(&format!("{}: the revoked certificate is served until a new one is there", site.label))?;
+    let exit = renew(table, store, &[site], true)?;
+    if exit != Exit::Fine {
+        say(&mut err, &format!("{}: {}", site.label, what_is_left(table, site, leaf)))?;
+    }
+    Ok(exit)
+}
+
+/// What is served after a certificate was revoked and no new one came.
+fn what_is_left(table: &SiteTable, site: &Site, revoked: &CertificateDer<'_>) -> String {
+    match served::chain(&site.host, &table.listener(site.listener).https) {
+        Ok(chain) if chain.first() == Some(revoked) => {
+            "the revoked certificate is still served, until an order succeeds \
+            or tidegate is started anew: clients that ask about revocation refuse it"
+                .into()
+        }
+        Ok(_) => "the revoked certificate is not served any more; see `tidegate certs list`".into(),
+        Err(silence) => format!(
+            "the revoked certificate is served until an order succeeds, as far as can be told from here: {silence}"
+        ),
+    }
 }
 
 async fn revoke_at(
@@ -201,9 +238,9 @@ impl From<Reason> for RevocationReason {
 
 pub(super) fn failed(fault: &AcmeFault) -> io::Result<Exit> {
     let mut err = anstream::stderr();
-    writeln!(err, "error: {fault}")?;
+    say(&mut err, &format!("error: {fault}"))?;
     if !fault.help.is_empty() {
-        writeln!(err, "help: {}", fault.help)?;
+        say(&mut err, &format!("help: {}", fault.help))?;
     }
     Ok(Exit::CouldNotRun)
 }
@@ -214,5 +251,5 @@ fn refused(error: &StoreError) -> io::Result<Exit> {
 }
 
 fn println(text: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{text}")
+    say(&mut io::stdout().lock(), text)
 }

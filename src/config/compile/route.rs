@@ -79,6 +79,7 @@ impl Compiler<'_> {
         upstreams: &mut Upstreams<'_>,
     ) -> Option<Route> {
         let Parts { shared, place, .. } = parts;
+        let access = self.access(shared, place);
         let action = self.action(parts, upstreams);
         let timeouts = timeouts(shared);
         let limits = self.limits(shared, place);
@@ -86,7 +87,7 @@ impl Compiler<'_> {
         let origins = self.origins(shared, place);
         let hsts = self.hsts(shared, place);
         let errors = shared.errors.as_ref().map_or_else(Vec::new, |map| self.error_pages(&map.value, place));
-        Some(Route { condition, action: action?, timeouts, limits, headers, origins, hsts, errors })
+        Some(Route { condition, access, action: action?, timeouts, limits, headers, origins, hsts, errors })
     }
 
     /// Reports two actions in one table.

@@ -1,4 +1,5 @@
-"""A CA that is down, slow, limiting, or talks nonsense: what is valid keeps serving, attempts back off, recovery follows.
+"""A CA that is down, slow, limiting, or talks nonsense: what is valid keeps serving, attempts back off, recovery
+follows.
 
 Each fault has an edge and an authority of its own, all side by side. Certificates live for ten minutes, and the CA
 suggests to renew them after half a minute: the attempts are the edge's own, and nothing ends while they fail.
@@ -27,6 +28,8 @@ FAULTS = {
     "no-issuer": {},
     "refuse-validation": {},
 }
+# A CA that could not validate a name counts that against it, a few an hour: no edge should hurry back.
+PATIENT = "refuse-validation"
 # Attempts of which the times are shown. Two gaps show whether they grow.
 ATTEMPTS = 3
 # Of one attempt in the log to the next: the longest backoff, and a client's own deadline before it.
@@ -76,31 +79,39 @@ def one(world, report, place, fault, site, address):
         authority.fault(wanted.get("fault", fault), **{key: value for key, value in wanted.items() if key != "fault"})
         failures = []
         mark = edge.mark()
-        while len(failures) < ATTEMPTS:
+        while len(failures) < (ATTEMPTS - 1 if fault == PATIENT else ATTEMPTS):
             failed = edge.event("certificate_failed", within=NEXT, after=mark, site=site)
             mark = edge.lines.index(failed) + 1
             failures.append(failed)
         during = served(address, site, authority.root)
         report.check("the old certificate is served all along", during.sha256 == old.sha256, during)
-        pace(report, failures)
+        pace(report, failures, wanted.get("retry_after", 0))
         report.fact(f"the CA was asked at {asked_at(authority.entries()[asked:])}")
         report.fact(f"the last report: {message(failures[-1])}")
         authority.mend()
         began = time.monotonic()
-        issued = edge.event("certificate_issued", within=RECOVERY, after=mark, site=site)
+        if fault == PATIENT:
+            done = edge.command("certs", "renew", site, "--force")
+            report.check("certs renew --force does not wait for the next attempt", done.returncode == 0, done.stderr)
+        issued = edge.event("certificate_issued", "certificate_loaded", within=RECOVERY, after=mark, site=site)
         new = served(address, site, authority.root)
         report.check(f"a new certificate within {RECOVERY} s of the CA's return",
                      new.is_trusted and new.sha256 != old.sha256, f"{issued['seen'] - began:.0f} s")
+        load.sees(new.sha256)
         load.judge(report, "no handshake noticed")
-        report.check("and none saw another certificate than these two", set(load.seen) <= {old.sha256, new.sha256},
+        report.check("and they saw these two certificates and no other", set(load.seen) == {old.sha256, new.sha256},
                      f"{len(load.seen)} seen")
 
 
-def pace(report, failures):
-    """Ten seconds and more between attempts, and growing; a minute where the whole directory is away."""
+def pace(report, failures, told):
+    """Ten seconds between attempts, then more; a minute where the directory is away; what the CA says, if it does."""
     gaps = [later["seen"] - earlier["seen"] for earlier, later in zip(failures, failures[1:])]
-    is_patient = gaps[0] > 7 and all(later > earlier or later > 50 for earlier, later in zip(gaps, gaps[1:]))
-    report.check("attempts back off", is_patient, f"seconds between failures: {' '.join(f'{gap:.0f}' for gap in gaps)}")
+    if told:
+        promise, is_kept = f"attempts wait for the {told} s that the CA asks for", min(gaps) > told - 1
+    else:
+        growing = all(later > earlier or later > 50 for earlier, later in zip(gaps, gaps[1:]))
+        promise, is_kept = "attempts back off", gaps[0] > 7 and growing
+    report.check(promise, is_kept, f"seconds between failures: {' '.join(f'{gap:.0f}' for gap in gaps)}")
 
 
 def asked_at(entries):
@@ -123,7 +134,7 @@ def absent(world, report, place):
             local = served(address, site)
             took = time.monotonic() - began
             report.check("with the CA down at the start the local certificate is served at once",
-                         bool(local.chain) and "Test" not in local.issuer and took < 2, f"{took:.2f} s, {local}")
+                         "local CA" in local.issuer and took < 2, f"{took:.2f} s, {local}")
             failed = edge.event("certificate_failed", site=site)
             report.fact(f"the report: {message(failed)}")
             mark = edge.mark()

@@ -32,6 +32,8 @@ def check(world, report, place):
             same = served(EDGE, SITE, authority.root, at=now)
             report.check("20 hours later, with the CA down, it is still served", same.sha256 == first.sha256 and
                          same.is_trusted, same)
+            said = edge.event("certificate_expiring", site=SITE)
+            report.check("that it ends soon is reported", said["level"] in ("warn", "error"), message(said))
             failed = [edge.event("certificate_failed", site=SITE)]
             last_third(world, report, edge, authority, asked, failed)
             same = served(EDGE, SITE, authority.root, at=now)
@@ -67,5 +69,6 @@ def last_third(world, report, edge, authority, asked, failed):
     gaps = [later - earlier for earlier, later in zip(tries, tries[1:])]
     report.check("a CA that is down is tried a few times a minute at most, then once",
                  1 <= len(tries) <= 4 + world.seconds / 45,
-                 f"{len(tries)} connections in {world.seconds:.0f} s, seconds apart: {' '.join(f'{gap:.0f}' for gap in gaps)}")
+                 f"{len(tries)} connections in {world.seconds:.0f} s, seconds apart: "
+                 f"{' '.join(f'{gap:.0f}' for gap in gaps)}")
     report.fact(f"the last of {len(failed)} reports: {message(failed[-1])}")

@@ -26,8 +26,8 @@ def check(world, report, place):
 
 
 SITES = {"one.example.com": {}, "many.example.com": {"aliases": ["www.example.com", "shop.example.com"]}, EDGE: {}}
-# 32 bytes in base64url, as Pebble wants them.
-KEY = base64.urlsafe_b64encode(b"a test key of exactly 32 bytes!!").decode()
+# 32 bytes in base64url without padding, as Pebble and the edge want them.
+KEY = base64.urlsafe_b64encode(b"a test key of exactly 32 bytes!!").decode().rstrip("=")
 
 
 def shown(report, pebble, site, names=None):
@@ -55,8 +55,9 @@ def defaults(report, edge, pebble):
     for site, table in SITES.items():
         edge.got(site)
         shown(report, pebble, site, [site, *table.get("aliases", [])])
-    rejected = [line for line in pebble.lines if "bad nonce" in line.lower() or "badNonce" in line]
-    report.fact(f"Pebble says of nonces: {len(rejected)} lines")
+    # Pebble is silent about the nonces that it rejects; a certificate takes about eight requests without that.
+    signed = [line for line in pebble.lines if " POST /" in line]
+    report.fact(f"{len(signed)} signed requests for {len(SITES) + 2} certificates")
 
 
 def commands(report, edge, pebble):
@@ -157,7 +158,7 @@ def external(world, report, place, pebble):
         report.check("without the external account the CA's refusal is passed on", "external" in str(failed).lower(),
                      message(failed))
     secret = place / "hmac"
-    secret.write_text(KEY.rstrip("="))
+    secret.write_text(KEY)
     secret.chmod(0o600)
     eab = {"kid": "kid-1", "hmac": {"file": secret}}
     with Edge(world, place, [site], pebble.acme(eab=eab), name="bound") as edge:

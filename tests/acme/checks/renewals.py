@@ -13,9 +13,10 @@ SITES = {"door.example.com": "tls-alpn-01", "page.example.com": "http-01"}
 
 
 def check(world, report, place):
-    offers = [part for site, kind in SITES.items() for part in ("--offer", f"{site}={kind}")]
+    options = ["--lifetime", f"{LIFETIME}s", "--nonce-reject", "50"]
+    options += [part for site, kind in SITES.items() for part in ("--offer", f"{site}={kind}")]
     with Names([(site, "A", EDGE) for site in SITES]), \
-            Authority(world, place, "--lifetime", f"{LIFETIME}s", *offers) as authority, \
+            Authority(world, place, *options) as authority, \
             Edge(world, place, list(SITES), authority.acme()) as edge:
         for site in SITES:
             edge.got(site)
@@ -30,8 +31,12 @@ def check(world, report, place):
             ends = sorted(load.seen.values())
             gaps = [later - earlier for earlier, later in zip(ends, ends[1:])]
             report.check(f"{site} is renewed in time, and not more often than that",
-                         len(load.seen) >= world.seconds // LIFETIME and len(orders) <= 2 + world.seconds / (LIFETIME / 3),
+                         len(load.seen) >= world.seconds // LIFETIME and len(orders) <= 2 + 3 * world.seconds / LIFETIME,
                          f"{len(load.seen)} certificates seen, {len(orders)} orders, {SITES[site]}, seconds apart: "
                          f"{' '.join(f'{gap:.0f}' for gap in gaps)}")
+        rejected = [entry for entry in authority.entries() if (entry.get("problem") or {}).get("type") == "badNonce"]
+        report.fact(f"{len(rejected)} good nonces were rejected on the way")
+        early = edge.events("certificate_expiring")
+        report.check("nobody is alarmed by renewals that go well", not early, f"{len(early)} alarms")
         failed = edge.events("certificate_failed")
         report.check("no order failed", not failed, f"{failed[:2]}" if failed else "")

@@ -19,7 +19,9 @@ def check(world, report, place):
 
 
 def window(world, report, place):
-    with Authority(world, place, "--lifetime", "24h", "--ari-retry-after", "5s") as authority, \
+    # By itself a certificate of ten minutes is renewed after more than six. Soon after its issue no edge should
+    # believe a window that has passed, or a CA that always says "now" is asked for certificates without end.
+    with Authority(world, place, "--lifetime", "10m", "--ari-retry-after", "5s") as authority, \
             Edge(world, place, [SITE], authority.acme()) as edge:
         edge.got(SITE)
         first = served(EDGE, SITE, authority.root)
@@ -29,10 +31,10 @@ def window(world, report, place):
         authority.window(authority.issued(SITE)[0]["serial"], now - 120, now - 60)
         began = time.monotonic()
         # RFC 9773 4.3.2 lets a client wait for a minute even where the CA says less; ours may be slower still.
-        issued = edge.event("certificate_issued", within=180, after=mark, site=SITE)
+        issued = edge.event("certificate_issued", within=300, after=mark, site=SITE)
         new = served(EDGE, SITE, authority.root)
         report.check("a window that is moved to now moves the renewal", new.is_trusted and new.serial != first.serial,
-                     f"{issued['seen'] - began:.0f} s later, of a certificate that had 24 h to live")
+                     f"{issued['seen'] - began:.0f} s later, instead of 6 min after the issue")
         order = authority.orders(SITE)[-1]
         report.check("the order says which certificate it replaces", replaced(order) == first.serial,
                      f"{order.get('replaces')} is serial {replaced(order)}")

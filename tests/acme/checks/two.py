@@ -46,7 +46,8 @@ def started(world, place, storage, acme):
     edges = [None, None]
 
     def start(index):
-        edges[index] = Edge(world, place, SITES, acme, name=f"edge-{index + 1}", address=ADDRESSES[index], storage=storage)
+        name, address = f"edge-{index + 1}", ADDRESSES[index]
+        edges[index] = Edge(world, place, SITES, acme, name=name, address=address, storage=storage)
 
     threads = [threading.Thread(target=start, args=(index,)) for index in range(2)]
     for thread in threads:
@@ -79,6 +80,7 @@ def takes_over(report, edges, authority):
     new = served(other.address, site, authority.root)
     report.check("the one that renews is killed in the middle of it, and the other takes over", new.is_trusted,
                  f"{owner.name} killed, {other.name} has {new.serial}: {issued.get('message', '')}")
+    load.sees(new.sha256)
     load.judge(report, "before the certificate ends")
 
 

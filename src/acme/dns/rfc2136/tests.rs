@@ -10,7 +10,7 @@ use hickory_proto::rr::rdata::tsig::TsigAlgorithm as Algorithm;
 
 use crate::acme::dns::Dns;
 use crate::acme::dns::resolver::{self, Resolver};
-use crate::acme::dns::testing::{FakeDns, SOON, host, name, record, rule, secret};
+use crate::acme::dns::testing::{FakeDns, SOON, name, present, record, rule, secret};
 use crate::site::acme::{DnsProvider, Rfc2136, TsigAlgorithm};
 
 fn rfc2136(server: &FakeDns, key: &str, secret_text: &str) -> DnsProvider {
@@ -34,8 +34,8 @@ async fn an_update_adds_and_removes_one_value() {
     let dns = Dns::for_test(Resolver::for_test(server.address));
     let rule = rule(rfc2136(&server, "tidegate", "a secret"), &[], SOON);
     let at = "_acme-challenge.a.sub.example.test";
-    let one = dns.present(&rule, &host("a.sub.example.test"), "one").await.expect("added");
-    let two = dns.present(&rule, &host("a.sub.example.test"), "two").await.expect("added");
+    let one = present(&dns, &rule, "a.sub.example.test", "one").await.expect("added");
+    let two = present(&dns, &rule, "a.sub.example.test", "two").await.expect("added");
     assert_eq!(server.values(at), ["mine", "one", "two"]);
     dns.propagated(&rule, &two).await.expect("it is there");
     dns.remove(&rule, one).await.expect("removed");
@@ -53,13 +53,13 @@ async fn an_update_that_is_refused_says_by_what() {
     let mut told = Vec::new();
     for (key, secret) in [("other", "a secret"), ("tidegate", "another")] {
         let rule = rule(rfc2136(&server, key, secret), &[], SOON);
-        told.push(dns.present(&rule, &host("example.test"), "v").await.expect_err("refused").to_string());
+        told.push(present(&dns, &rule, "example.test", "v").await.expect_err("refused").to_string());
     }
     let rule = rule(rfc2136(&server, "tidegate", "a secret"), &[], SOON);
     // Whoever says yes must prove to know the key.
     for other in [None, Some(signer("tidegate", "another"))] {
         server.state().signs_with = Some(other);
-        told.push(dns.present(&rule, &host("example.test"), "v").await.expect_err("not believed").to_string());
+        told.push(present(&dns, &rule, "example.test", "v").await.expect_err("not believed").to_string());
     }
     server.state().signs_with = None;
     for code in [ResponseCode::Refused, ResponseCode::NotAuth, ResponseCode::ServFail] {
@@ -148,8 +148,8 @@ async fn bind_takes_our_updates_and_we_take_its_signatures() {
     };
     let good = provider("tidegate", TsigAlgorithm::Sha384, "a secret of the test");
     let dns = Dns::for_test(Resolver::for_test(address));
-    let one = dns.present(&good, &host("a.example.test"), "one").await.expect("added");
-    let two = dns.present(&good, &host("a.example.test"), "two").await.expect("added");
+    let one = present(&dns, &good, "a.example.test", "one").await.expect("added");
+    let two = present(&dns, &good, "a.example.test", "two").await.expect("added");
     dns.propagated(&good, &one).await.expect("it is there");
     dns.propagated(&good, &two).await.expect("it is there");
     dns.remove(&good, one).await.expect("removed");
@@ -162,7 +162,7 @@ async fn bind_takes_our_updates_and_we_take_its_signatures() {
         ("reader", TsigAlgorithm::Sha384, "a secret of the test", "example.test", "the update (REFUSED)"),
     ] {
         let rule = provider(key, algorithm, secret);
-        let error = dns.present(&rule, &host(host_name), "v").await.expect_err(word).to_string();
+        let error = present(&dns, &rule, host_name, "v").await.expect_err(word).to_string();
         assert!(error.contains(word), "{error}");
     }
     let record = record("_acme-challenge.example.org", "v");
