@@ -328,6 +328,7 @@ mod tests {
             unknown_sni = "A.internal"
             [trust]
             proxies = ["tailscale", "unix", "192.0.2.1"]
+            proxy_protocol = ["loopback", "unix"]
             strip = ["X_Auth_", "x-scope"]
             [sites."a.internal"]
             aliases = ["B.internal"]
@@ -357,6 +358,8 @@ mod tests {
         assert!(site(&table, "localhost").tls.is_none());
         assert!(table.find("b.internal").expect("the alias").is_redirected_alias);
         assert!(table.edge.trust.proxies.unix);
+        let balancers = &table.edge.trust.proxy_protocol;
+        assert!(balancers.unix && balancers.nets.len() == 2, "{balancers:?}");
         assert_eq!(table.edge.trust.strip, ["x-auth-".into(), "x-scope".into()] as [Box<str>; 2]);
         let Action::Forward(forward) = &route(a, "/").action else { unreachable!("it forwards") };
         assert_eq!(forward.upstream.endpoints[0].address, EndpointAddr::Name("up.example.com".into(), 443));

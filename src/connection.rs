@@ -1,4 +1,4 @@
-//! The story of one connection: accept → TLS → HTTP/1.1 or HTTP/2 → requests → close.
+//! The story of one connection: accept → PROXY preface → TLS → HTTP/1.1 or HTTP/2 → requests → close.
 //!
 //! ALPN picks the protocol; cleartext speaks HTTP/1.1; nothing is sniffed. Each phase has its own
 //! deadline, held outside the protocol's code. A connection that never became a request leaves a
@@ -6,6 +6,7 @@
 
 pub mod http1;
 pub mod http2;
+pub mod proxy_protocol;
 pub mod socket;
 
 use std::cell::Cell;
@@ -24,7 +25,8 @@ use crate::drain::Guard;
 use crate::request::{Connection, Parts};
 use crate::site::policy::{Alpn, Timeouts};
 use crate::site::{Listener, Role, SiteTable};
-use crate::tls::{self, Policies, TlsFacts};
+use crate::tls::{self, HandshakeError, Policies, TlsFacts};
+use proxy_protocol::Preface;
 use socket::{Patient, Socket, SocketHandle};
 
 /// What all connections of a worker share.
@@ -103,7 +105,7 @@ pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
     let _counted = accepted.guard;
     let (socket, handle) = Patient::new(accepted.socket, Timeouts::default().send);
     let (peer, local, role, at) = (accepted.peer, accepted.local, accepted.role, accepted.at);
-    let arrival = Arrival { shared, peer, local, role, at, handle };
+    let arrival = Arrival { shared, peer, via: None, local, role, at, handle };
     // Boxed, each in its time: a connection that is open for days has room for neither handshake nor another protocol.
     let Some(serving) = Box::pin(arrival.open(socket)).await else { return };
     serving.await;
@@ -116,6 +118,8 @@ type Serving = Pin<Box<dyn Future<Output = ()>>>;
 struct Arrival {
     shared: Rc<Shared>,
     peer: PeerAddr,
+    /// Who sent the preface that names `peer`.
+    via: Option<PeerAddr>,
     local: Option<SocketAddr>,
     role: Arc<Role>,
     at: Instant,
@@ -124,7 +128,7 @@ struct Arrival {
 
 impl Arrival {
     /// Opens it: the handshake, and what is to be served then. `None` when there is nothing to serve.
-    async fn open(self, socket: Patient) -> Option<Serving> {
+    async fn open(mut self, mut socket: Patient) -> Option<Serving> {
         let generation = self.shared.parts.snapshot.keep();
         let table = &generation.table;
         let Some(id) = table.listener_of(&self.role) else {
@@ -133,12 +137,26 @@ impl Arrival {
             return None;
         };
         let bounds = Bounds::of(table.listener(id), table);
+        let deadline = (self.at + bounds.handshake).into();
+        if table.edge.trust.proxy_protocol.has_peer(self.peer) {
+            // Boxed: the few that send one need room for it, and only until it is read.
+            match Box::pin(proxy_protocol::read(&mut socket, deadline)).await {
+                Ok(preface) => self.introduce(preface),
+                Err(fault) => {
+                    self.record(&Ending::quiet("proxy", fault.to_string()), None, None);
+                    return None;
+                }
+            }
+        }
         if !self.role.is_tls {
             return Some(self.http1(socket, None, bounds));
         }
-        let deadline = (self.at + bounds.handshake).into();
         let ip = self.local.map(|local| local.ip());
         match tls::accept(socket, &self.shared.policies, table, id, ip, deadline).await {
+            Err(HandshakeError::Closed { .. }) if self.is_of_proxy() => {
+                self.record(&Ending::quiet("closed", HEALTH_CHECK), None, None);
+                None
+            }
             Err(error) => {
                 self.record(&Ending::quiet("tls", error.to_string()), error.sni(), None);
                 None
@@ -148,6 +166,23 @@ impl Arrival {
                 Alpn::Http2 => self.http2(handshake.stream, handshake.facts, bounds),
             }),
         }
+    }
+
+    /// Takes the word of a preface for who connected, and where to.
+    fn introduce(&mut self, preface: Preface) {
+        self.via = Some(self.peer);
+        match preface {
+            Preface::Client { source, destination } => {
+                self.peer = PeerAddr::from_socket(source);
+                self.local = Some(destination);
+            }
+            Preface::Sender => {}
+        }
+    }
+
+    /// True when a proxy speaks for itself.
+    fn is_of_proxy(&self) -> bool {
+        self.via == Some(self.peer)
     }
 
     fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds) -> Serving
@@ -171,8 +206,8 @@ impl Arrival {
     }
 
     fn connection(&self, tls: Option<Rc<TlsFacts>>) -> Rc<Connection> {
-        let Self { peer, local, ref role, .. } = *self;
-        Rc::new(Connection { peer, local, role: Arc::clone(role), tls, requests: Cell::new(0) })
+        let Self { peer, via, local, ref role, .. } = *self;
+        Rc::new(Connection { peer, via, local, role: Arc::clone(role), tls, requests: Cell::new(0) })
     }
 
     /// Requests have their own records; what ended before one, or broke the protocol, gets one here.
@@ -182,7 +217,11 @@ impl Arrival {
         if requests == 0 || ending.is_fault {
             let tls = connection.tls.as_deref();
             let sni = tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str());
-            self.record(ending, sni, tls.map(|tls| tls.alpn.as_str()));
+            let alpn = tls.map(|tls| tls.alpn.as_str());
+            if self.is_of_proxy() && ending.kind == "closed" {
+                return self.record(&Ending::quiet("closed", HEALTH_CHECK), sni, alpn);
+            }
+            self.record(ending, sni, alpn);
         }
     }
 
@@ -191,6 +230,7 @@ impl Arrival {
         if log.is_on() {
             log.connection(&ConnectionRecord {
                 peer: self.peer,
+                via: self.via,
                 listener: &self.role.address.to_string(),
                 answer: ending.answer.as_ref().map(|answer| (&*answer.id, answer.status, answer.code)),
                 ended: ending.kind,
@@ -203,6 +243,9 @@ impl Arrival {
         }
     }
 }
+
+/// Why a connection ended that a proxy opened in its own name, and on which it asked nothing.
+const HEALTH_CHECK: &str = "a health check: the proxy closed it without a request";
 
 impl Bounds {
     fn of(listener: &Listener, table: &SiteTable) -> Self {

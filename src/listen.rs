@@ -351,6 +351,7 @@ fn local_address(socket: &Socket, role: &Role) -> Option<SocketAddr> {
 fn record(shared: &Shared, role: &Role, peer: PeerAddr, ended: &str, why: &str, at: Instant) {
     shared.parts.log.connection(&ConnectionRecord {
         peer,
+        via: None,
         answer: None,
         listener: &role.address.to_string(),
         ended,

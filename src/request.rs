@@ -62,9 +62,11 @@ pub struct Parts {
 /// What a request knows of the connection that it came on.
 #[derive(Debug)]
 pub struct Connection {
-    /// Who opened it.
+    /// Who opened it; in the words of its preface where it had one.
     pub peer: PeerAddr,
-    /// Where it was accepted.
+    /// Who sent the preface of the PROXY protocol, where one came.
+    pub via: Option<PeerAddr>,
+    /// Where it was accepted; where its client connected to, in the words of its preface.
     pub local: Option<SocketAddr>,
     /// On which listener.
     pub role: Arc<Role>,
@@ -242,7 +244,9 @@ fn to_https(exchange: &Exchange, table: &SiteTable, site: &Site, host: &RequestH
         _ => None,
     });
     // Behind a mapping of ports (container, load balancer) a client that named no port means the standard ones.
-    let is_mapped = host.port.is_none() && exchange.connection.local.is_some_and(|local| local.port() != 80);
+    let connection = &exchange.connection;
+    let is_behind = connection.via.is_some() || connection.local.is_some_and(|local| local.port() != 80);
+    let is_mapped = host.port.is_none() && is_behind;
     let port = port.filter(|port| *port != 443 && !is_mapped);
     redirect(StatusCode::PERMANENT_REDIRECT, &format!("https://{}{}", with_port(host.name(), port), target(uri)))
 }

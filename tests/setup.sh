@@ -27,7 +27,7 @@ programs=(
 )
 # unit=package, for each of those that Debian starts as a service when it is installed.
 daemons=(named=bind9)
-# Other edges, for tests/bench/compare.
+# Other edges, for tests/bench/compare. HAProxy also stands before the edge in the suite, with the PROXY protocol.
 peers=(
   nginx=nginx
   haproxy=haproxy
@@ -64,11 +64,10 @@ services=()
 for pair in "${daemons[@]}"; do
   has "${pair%%=*}" || services+=("${pair%%=*}")
 done
-if [[ $with_gateway == true ]]; then
-  for pair in "${peers[@]}"; do
-    has "${pair%%=*}" || { missing+=("${pair#*=}"); services+=("${pair#*=}"); }
-  done
-fi
+for pair in "${peers[@]}"; do
+  if [[ $with_gateway == false && ${pair%%=*} != haproxy ]]; then continue; fi
+  has "${pair%%=*}" || { missing+=("${pair#*=}"); services+=("${pair#*=}"); }
+done
 if ((${#missing[@]})); then
   if ((EUID != 0)); then
     echo "tests/setup.sh: not installed: ${missing[*]}" >&2

@@ -28,6 +28,8 @@ pub struct RequestRecord<'a> {
     pub client: Option<ClientAddr>,
     /// Who opened the connection.
     pub peer: PeerAddr,
+    /// The socket's own peer, when `peer` is what its PROXY preface says.
+    pub via: Option<PeerAddr>,
     /// How many hops were believed.
     pub hops: u32,
     /// The chain as received from a trusted hop (`trust::chain_text`).
@@ -131,6 +133,8 @@ pub struct TunnelRecord<'a> {
     pub client: Option<ClientAddr>,
     /// Who opened the connection.
     pub peer: PeerAddr,
+    /// The socket's own peer, when `peer` is what its PROXY preface says.
+    pub via: Option<PeerAddr>,
     /// `h1` or `h2`.
     pub over: &'a str,
     /// `Host` or `:authority`, as sent.
@@ -168,11 +172,13 @@ pub struct TunnelRecord<'a> {
 pub struct ConnectionRecord<'a> {
     /// Who opened it.
     pub peer: PeerAddr,
+    /// The socket's own peer, when `peer` is what its PROXY preface says.
+    pub via: Option<PeerAddr>,
     /// The address that accepted it.
     pub listener: &'a str,
     /// Our answer to what never became a request: its ID, status and code.
     pub answer: Option<(&'a str, StatusCode, &'a str)>,
-    /// In which part it ended: `tls`, `http`, `timeout`, `idle`, `closed`, `panic`.
+    /// In which part it ended: `proxy`, `tls`, `http`, `timeout`, `idle`, `closed`, `panic`.
     pub ended: &'a str,
     /// Why, in words.
     pub why: &'a str,
@@ -204,6 +210,7 @@ pub(super) struct RequestLine<'a> {
     route: Option<&'a str>,
     client: Option<ClientAddr>,
     peer: PeerAddr,
+    via: Option<PeerAddr>,
     hops: u32,
     forwarded_in: Option<Cow<'a, str>>,
     method: Cow<'a, str>,
@@ -238,6 +245,7 @@ pub(super) struct TunnelLine<'a> {
     site: Option<&'a str>,
     client: Option<ClientAddr>,
     peer: PeerAddr,
+    via: Option<PeerAddr>,
     over: &'a str,
     host: Option<Cow<'a, str>>,
     path: Cow<'a, str>,
@@ -259,6 +267,7 @@ pub(super) struct TunnelLine<'a> {
 pub(super) struct ConnectionLine<'a> {
     t: Stamp,
     peer: PeerAddr,
+    via: Option<PeerAddr>,
     listener: &'a str,
     id: Option<Cow<'a, str>>,
     status: Option<u16>,
@@ -286,6 +295,7 @@ impl<'a> RequestLine<'a> {
             route: r.route,
             client: r.client,
             peer: r.peer,
+            via: r.via,
             hops: r.hops,
             forwarded_in: r.forwarded_in.map(|chain| clip_text(chain.into(), MAX_TARGET)),
             method: clip_text(r.method.as_str().into(), MAX_FIELD),
@@ -325,6 +335,7 @@ impl<'a> TunnelLine<'a> {
             site: r.site,
             client: r.client,
             peer: r.peer,
+            via: r.via,
             over: r.over,
             host: field(redactor, "host", r.host),
             path: clip_text(redactor.target(r.target), MAX_TARGET),
@@ -351,6 +362,7 @@ impl<'a> ConnectionLine<'a> {
         Self {
             t,
             peer: r.peer,
+            via: r.via,
             listener: r.listener,
             id: r.answer.map(|(id, ..)| clip_text(id.into(), MAX_FIELD)),
             status: r.answer.map(|(_, status, _)| status.as_u16()),
@@ -375,6 +387,7 @@ impl Line for RequestLine<'_> {
         line.add_some("route", self.route);
         line.add("client", self.client);
         line.add("peer", self.peer);
+        line.add_some("via", self.via);
         line.add("hops", u64::from(self.hops));
         line.add_some("forwarded_in", self.forwarded_in.as_deref());
         line.add("method", &*self.method);
@@ -435,6 +448,7 @@ impl Line for TunnelLine<'_> {
         line.add_some("site", self.site);
         line.add("client", self.client);
         line.add("peer", self.peer);
+        line.add_some("via", self.via);
         line.add("over", self.over);
         line.add("host", self.host.as_deref());
         line.add("path", &*self.path);
@@ -468,6 +482,7 @@ impl Line for ConnectionLine<'_> {
         line.add("t", self.t);
         line.add("kind", "connection");
         line.add("peer", self.peer);
+        line.add_some("via", self.via);
         line.add("listener", self.listener);
         line.add_some("id", self.id.as_deref());
         line.add_some("status", self.status.map(u64::from));

@@ -40,6 +40,7 @@ fn request<'a>(method: &'a Method, target: &'a str) -> RequestRecord<'a> {
         route: None,
         client: Some(ClientAddr::new("198.51.100.7".parse().expect("an address"))),
         peer: peer(),
+        via: None,
         hops: 1,
         forwarded_in: Some("198.51.100.7"),
         method,
@@ -125,6 +126,7 @@ fn tunnel(target: &str) -> TunnelRecord<'_> {
         site: Some("claw.example.com"),
         client: Some(ClientAddr::new("198.51.100.7".parse().expect("an address"))),
         peer: peer(),
+        via: None,
         over: "h2",
         host: None,
         target,
@@ -149,6 +151,7 @@ fn a_tunnel_and_a_connection_have_their_own_shape() {
         log.tunnel(&tunnel("/ws?token=s3cret"));
         log.connection(&ConnectionRecord {
             peer: PeerAddr::Unix,
+            via: None,
             answer: None,
             listener: "0.0.0.0:443",
             ended: "tls",
@@ -180,6 +183,31 @@ fn a_tunnel_and_a_connection_have_their_own_shape() {
 }
 
 #[test]
+fn each_record_names_both_ends_of_a_proxy() {
+    let via = Some(PeerAddr::from_socket("10.10.0.9:40001".parse().expect("an address")));
+    let text = written(None, |log| {
+        log.request(&RequestRecord { via, ..request(&Method::GET, "/") });
+        log.tunnel(&TunnelRecord { via: Some(PeerAddr::Unix), ..tunnel("/") });
+        log.connection(&ConnectionRecord {
+            peer: peer(),
+            via,
+            answer: None,
+            listener: "0.0.0.0:443",
+            ended: "closed",
+            why: "",
+            sni: None,
+            alpn: None,
+            lasted: Duration::ZERO,
+            bytes_in: 28,
+        });
+    });
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains("\"peer\":\"10.10.0.4:51112\",\"via\":\"10.10.0.9:40001\",\"hops\":1,"), "{text}");
+    assert!(lines[1].contains("\"peer\":\"10.10.0.4:51112\",\"via\":\"unix\",\"over\":"), "{text}");
+    assert!(lines[2].contains("\"peer\":\"10.10.0.4:51112\",\"via\":\"10.10.0.9:40001\",\"listener\":"), "{text}");
+}
+
+#[test]
 fn a_clients_text_is_masked_bounded_and_harmless() {
     let nasty = "/\u{1b}[31m\u{9b}2J\u{202e}\u{7f}?x=1\n{\"kind\":\"request\"}";
     let ua = HeaderValue::from_bytes(&[b"a\"b\xff".to_vec(), vec![b'u'; 400]].concat()).expect("a value");
@@ -192,6 +220,7 @@ fn a_clients_text_is_masked_bounded_and_harmless() {
         log.tunnel(&TunnelRecord { how: "close 1000 \"\u{1b}[0m\n\"", ..tunnel(nasty) });
         log.connection(&ConnectionRecord {
             peer: peer(),
+            via: None,
             answer: None,
             listener: "l",
             ended: "http",

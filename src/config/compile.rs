@@ -156,20 +156,9 @@ impl Compiler<'_> {
     /// `[trust]`.
     fn trust(&mut self, file: &File) -> Trust {
         let trust = file.trust.as_ref().map(|at| &at.value);
-        let mut proxies = Networks::default();
-        let entries = list(trust.and_then(|trust| trust.proxies.as_ref()));
-        for (entry, networks) in self.network_list(entries, "[trust]", "\"proxies\"") {
-            if networks.nets.iter().any(|net| net.prefix_len() == 0) {
-                let message = format!("\"{}\" in \"proxies\" believes everybody", entry.value);
-                self.push(
-                    Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
-                        .label("any client chooses the address that the upstream sees")
-                        .help("list the addresses of your own proxies"),
-                );
-            }
-            proxies.nets.extend(networks.nets);
-            proxies.unix |= networks.unix;
-        }
+        let proxies = self.trusted("proxies", list(trust.and_then(|trust| trust.proxies.as_ref())));
+        let proxy_protocol =
+            self.trusted("proxy_protocol", list(trust.and_then(|trust| trust.proxy_protocol.as_ref())));
         let strip = list(trust.and_then(|trust| trust.strip.as_ref()))
             .iter()
             .filter_map(|entry| {
@@ -186,7 +175,26 @@ impl Compiler<'_> {
                 Some(name.into_boxed_str())
             })
             .collect();
-        Trust { proxies, strip }
+        Trust { proxies, proxy_protocol, strip }
+    }
+
+    /// One list of those whose word about the client is taken.
+    fn trusted(&mut self, key: &str, entries: &[At<String>]) -> Networks {
+        let place = format!("\"{key}\"");
+        let mut found = Networks::default();
+        for (entry, networks) in self.network_list(entries, "[trust]", &place) {
+            if networks.nets.iter().any(|net| net.prefix_len() == 0) {
+                let message = format!("\"{}\" in {place} believes everybody", entry.value);
+                self.push(
+                    Diagnostic::at(Code::TrustsEverybody, &entry.span, message)
+                        .label("any client chooses the address that the upstream sees")
+                        .help("list the addresses of your own proxies"),
+                );
+            }
+            found.nets.extend(networks.nets);
+            found.unix |= networks.unix;
+        }
+        found
     }
 
     /// `[log]`.

@@ -108,6 +108,13 @@ mirror! {
         /// `X-Forwarded-Proto` and `X-Request-Id` are believed. Default: nobody. Danger: whoever is
         /// in here chooses the client address that the upstream sees; list proxies of your own only.
         proxies: List<String> = default("[]");
+        /// Networks, or names of `[networks]`, that must begin every connection, in cleartext and
+        /// before TLS, with a preface of the PROXY protocol, version 1 or 2 (haproxy.org,
+        /// proxy-protocol.txt). The address in it is then the peer: for `proxies`, for the upstream,
+        /// in the log. It has to come within `handshake_timeout`; from everybody else it is refused.
+        /// Default: nobody. Danger: whoever is in here chooses the client address that the upstream
+        /// sees; list load balancers of your own only.
+        proxy_protocol: List<String> = default("[]");
         /// Further request headers that are taken from `proxies` only and removed from everybody
         /// else's requests, such as identity headers that your upstream believes. A name that ends
         /// in `-` means all headers that begin so. The well-known ones are removed without it.

@@ -1,5 +1,6 @@
 //! Trusted hops: from the peer and the forwarded chain to the client that we believe is asking.
 //!
+//! The peer is the address of the PROXY preface, where there was one: its sender is not thereby a hop.
 //! The chain is read from the right, over hops in `trust.proxies` only, from `X-Forwarded-For` or
 //! else from `Forwarded` (RFC 7239). What is not an address ends the walk: nothing to its left was
 //! written by somebody we believe. No name resolution, no allocation on the request path.
@@ -284,7 +285,7 @@ mod tests {
 
     fn trust(nets: &[&str], unix: bool) -> Trust {
         let nets = nets.iter().map(|net| net.parse().expect("a network")).collect();
-        Trust { proxies: Networks { nets, unix }, strip: Vec::new() }
+        Trust { proxies: Networks { nets, unix }, ..Trust::default() }
     }
 
     fn peer(text: &str) -> PeerAddr {

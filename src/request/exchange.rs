@@ -308,6 +308,7 @@ impl Exchange {
             route: self.route.as_ref().map(|route| &*route.condition.prefix).filter(|prefix| !prefix.is_empty()),
             client: self.client,
             peer: self.connection.peer,
+            via: self.connection.via,
             hops: notes.hops,
             forwarded_in: notes.chain.as_deref(),
             method: &notes.method,

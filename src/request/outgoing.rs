@@ -58,9 +58,11 @@ pub(super) fn outgoing_head(
 }
 
 /// The one exception (`attribution = "local"`): a person at this machine, on a local name, who
-/// sends no forwarding header. Anything else is told to the gateway as it is.
+/// sends no forwarding header and comes through no proxy. Anything else is told to the gateway as it is.
 fn is_local_person(exchange: &Exchange, head: &request::Parts) -> bool {
     exchange.site.as_ref().is_some_and(|site| site.attribution == Attribution::Local)
+        // Who comes with a preface came through a proxy, whatever address it names, our own included.
+        && exchange.connection.via.is_none()
         && exchange.connection.peer.ip().is_some_and(|ip| ip.is_loopback())
         && exchange.connection.role.address.is_loopback()
         && !trust::has_forwarding_header(&head.headers)

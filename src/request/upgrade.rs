@@ -196,6 +196,7 @@ struct Texts {
     origin: Option<HeaderValue>,
     upstream: Arc<str>,
     via_port: Option<u16>,
+    via: Option<PeerAddr>,
     over: &'static str,
 }
 
@@ -211,6 +212,7 @@ impl Ticket {
             origin: owned(notes.origin.as_ref()),
             upstream,
             via_port,
+            via: exchange.connection.via,
             over: if exchange.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
         };
         Some(Self {
@@ -245,6 +247,7 @@ impl Ticket {
             site: Some(&self.site),
             client: self.client,
             peer: self.peer,
+            via: texts.via,
             over: texts.over,
             host: texts.host.as_ref(),
             target: &texts.target,

@@ -222,6 +222,9 @@ mod tests {
         let acme = AcmePolicy { email: Some("ops@example.com".into()), ..AcmePolicy::default() };
         new.edge.acme = Arc::new(acme);
         assert_eq!(summary(&old, &new), "~ trust, ~ acme, ~ process");
+        let mut new = old.clone();
+        new.edge.trust.proxy_protocol.unix = true;
+        assert_eq!(summary(&old, &new), "~ trust");
     }
 
     #[test]

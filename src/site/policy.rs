@@ -43,6 +43,8 @@ impl Networks {
 pub struct Trust {
     /// Networks whose forwarded headers and request IDs are believed.
     pub proxies: Networks,
+    /// Networks whose connections begin with a preface of the PROXY protocol, and must.
+    pub proxy_protocol: Networks,
     /// Further request headers that are removed unless the peer is a trusted hop. Lower case,
     /// `_` written as `-`; an entry that ends in `-` means every header that begins so.
     pub strip: Vec<Box<str>>,

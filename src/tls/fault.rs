@@ -216,7 +216,7 @@ impl fmt::Display for HandshakeError {
             Self::Closed { .. } => f.write_str("the client closed before the handshake was finished"),
             Self::NotTls { spoke: Spoke::Http } => f.write_str("the client spoke plain HTTP to a TLS listener"),
             Self::NotTls { spoke: Spoke::ProxyProtocol } => {
-                f.write_str("the client sent a PROXY protocol preface, which this listener does not take")
+                f.write_str("the client sent a PROXY protocol preface, and is not in trust.proxy_protocol")
             }
             Self::NotTls { spoke: Spoke::Other(byte) } => {
                 write!(f, "the client did not speak TLS (first byte 0x{byte:02x})")

@@ -237,6 +237,7 @@ const TABLE: &[Row] = &[
         "connection/http2",
         &["words", "connection", "connection/socket", "request", "request/reply", "forward/tunnel", "site/policy"],
     ),
+    (5, "connection/proxy_protocol", &[]),
     (5, "connection/socket", &["words"]),
     (6, "listen", &["words", "listen/", "connection", "connection/socket", "site", "access_log"]),
     (6, "listen/bind", &["words"]),

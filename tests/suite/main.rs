@@ -22,6 +22,7 @@ mod limits_timeouts;
 mod log;
 mod ocsp;
 mod process;
+mod proxy_protocol;
 mod reload;
 mod routes;
 mod settings;

@@ -409,7 +409,7 @@ proptest! {
         let nets = ["127.0.0.0/8", "::1/128", "10.0.0.0/8"];
         let nets = nets.iter().zip(trusted).filter(|(_, is_trusted)| *is_trusted);
         let nets = nets.map(|(net, _)| net.parse().expect("a network")).collect();
-        let trust = Trust { proxies: Networks { nets, unix: trusted[3] }, strip: vec!["x-a".into()] };
+        let trust = Trust { proxies: Networks { nets, unix: trusted[3] }, strip: vec!["x-a".into()], ..Trust::default() };
         let peer = match peer {
             "unix" => PeerAddr::Unix,
             text => PeerAddr::from_socket(text.parse().expect("an address")),

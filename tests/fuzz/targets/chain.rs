@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((&choice, lines)) = data.split_first() else { return };
     let headers = parse(lines);
     let nets = ["10.0.0.0/8", "2001:db8:7::/48"].map(|net| net.parse().expect("a network"));
-    let trust = Trust { proxies: Networks { nets: nets.to_vec(), unix: choice & 4 == 0 }, strip: Vec::new() };
+    let trust = Trust { proxies: Networks { nets: nets.to_vec(), unix: choice & 4 == 0 }, ..Trust::default() };
     let peer = match choice & 3 {
         0 => PeerAddr::Unix,
         1 => ip("192.0.2.9:4711"),
