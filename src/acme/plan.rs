@@ -57,10 +57,10 @@ pub fn earliest(issued: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDate
     issued + (left / 10_i32).clamp(time::Duration::seconds(10), time::Duration::HOUR)
 }
 
-/// When a certificate that is still in force is a matter for a person: `before` its end, but never in the first seven
-/// tenths of its lifetime: a renewal begins after two thirds, and is not late while it runs.
+/// When a certificate that is still in force is a matter for a person: `before` its end, but never in the first three
+/// quarters of its lifetime: a renewal begins after two thirds, and is not late while it runs.
 pub fn alert(not_before: OffsetDateTime, not_after: OffsetDateTime, before: Duration) -> OffsetDateTime {
-    let most = (not_after - not_before) * 3 / 10;
+    let most = (not_after - not_before) / 4;
     let before = time::Duration::try_from(before).unwrap_or(time::Duration::MAX);
     not_after - before.min(most)
 }
@@ -140,6 +140,6 @@ mod tests {
         let end = START + time::Duration::days(6);
         let short = alert(START, end, fortnight);
         assert!(short >= end - time::Duration::days(2), "never more than a third");
-        assert!(short > renewal(START, end, 0.0) + time::Duration::hours(4), "and not before a renewal had its time");
+        assert!(short > renewal(START, end, 0.0) + time::Duration::hours(8), "and not before a renewal had its time");
     }
 }
