@@ -1,4 +1,4 @@
-"""The operator's hook: one JSON document for each event, with what is needed to act on it."""
+"""The operator's hook: one JSON document for each event, with what is needed to act on it. Requirements N-18, O-14."""
 
 import base64
 import json

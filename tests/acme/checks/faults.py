@@ -1,5 +1,5 @@
 """A CA that is down, slow, limiting, or talks nonsense: what is valid keeps serving, attempts back off, recovery
-follows.
+follows. Requirement N-51.
 
 Each fault has an edge and an authority of its own, all side by side. Certificates live for ten minutes, and the CA
 suggests to renew them after half a minute: the attempts are the edge's own, and nothing ends while they fail.

@@ -1,4 +1,4 @@
-"""Names that cannot work: found before the CA is asked, and reported by name and reason."""
+"""Names that cannot work: found before the CA is asked, and reported by name and reason. Requirements M-12, N-08."""
 
 from authorities import Authority
 from checks.pebble import message

@@ -1,5 +1,5 @@
 """A CA that is away for long, with certificates of a day and a clock that is moved: the edge is started again later,
-with the same storage, in the last third of its certificate's life, and after its end."""
+with the same storage, in the last third of its certificate's life, and after its end. Requirement N-51."""
 
 import time
 

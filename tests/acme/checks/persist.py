@@ -1,4 +1,4 @@
-"""dns-persist-01: one TXT record, printed by the edge, put there once by hand, and good for every order after it."""
+"""dns-persist-01: one TXT record, printed by the edge, put there once by hand, and good for every order after it. Requirements M-12, O-13."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Certificates that live for a minute, renewed again and again under new handshakes."""
+"""Certificates that live for a minute, renewed again and again under new handshakes. Requirements N-34."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Three lines of configuration: how soon a certificate is served, and what is served before it."""
+"""Three lines of configuration: how soon a certificate is served, and what is served before it. Requirements N-34."""
 
 import threading
 import time
