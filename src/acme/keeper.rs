@@ -248,7 +248,20 @@ impl Keeper {
         // The last failure stays written down until a success: somebody may not have read it yet.
         if self.ledger.next_renewal != Some(renewal) || self.ledger.next_attempt.is_some() {
             (self.ledger.next_renewal, self.ledger.next_attempt, self.ledger.failures) = (Some(renewal), None, 0);
-            self.keep_ledger(store).await;
+            self.keep_plan(store).await;
+        }
+    }
+
+    /// Writes the plan down, and only that: without the lock another process may have written the rest meanwhile.
+    async fn keep_plan(&mut self, store: &Store) {
+        let Ledger { suggestion, next_renewal, next_attempt, failures, .. } = self.ledger.clone();
+        let kept = self.on_disk(store, move |store, host| {
+            let ledger = Ledger { suggestion, next_renewal, next_attempt, failures, ..store.ledger(host) };
+            store.keep_ledger(host, &ledger).map(|()| ledger)
+        });
+        match kept.await {
+            Ok(ledger) => self.ledger = ledger,
+            Err(fault) => tracing::debug!(event = "storage", "{fault}"),
         }
     }
 
@@ -341,15 +354,17 @@ impl Keeper {
     }
 
     /// What was asked for has been done, or tried: tells whoever asked.
-    async fn answer(&mut self, store: &Store, request: Request, is_fine: bool, text: String, help: String) {
-        self.ledger.answer = Some(Answer { id: request.id, is_fine, text, help });
-        self.keep_ledger(store).await;
-        let answered = self.on_disk(store, |store, host| {
+    async fn answer(&self, store: &Store, request: Request, is_fine: bool, text: String, help: String) {
+        let answer = Answer { id: request.id, is_fine, text, help };
+        let answered = self.on_disk(store, move |store, host| {
+            let kept = store.keep_answer(host, &answer);
+            // In any case, or it would be done again and again.
             store.answered(host);
-            Ok(())
+            kept
         });
-        // It cannot fail.
-        let _ = answered.await;
+        if let Err(fault) = answered.await {
+            tracing::debug!(event = "storage", "{fault}");
+        }
     }
 
     /// Does something with the files of this site, away from the threads that drive sockets.

@@ -73,8 +73,6 @@ pub struct Ledger {
     pub issued: Option<OffsetDateTime>,
     /// What the CA suggested for the kept certificate.
     pub suggestion: Option<KeptSuggestion>,
-    /// What came of the last request.
-    pub answer: Option<Answer>,
 }
 
 /// A suggestion of the CA (RFC 9773), as it is kept: a restart asks nobody anew.
@@ -154,6 +152,7 @@ enum LockKind {
 
 /// The file of the ledger.
 pub const LEDGER: &str = "ledger.json";
+const ANSWER: &str = "answer.json";
 const ACCOUNT: &str = "account.json";
 /// The file by which somebody asks for a renewal.
 pub const WANTED: &str = "wanted";
@@ -252,6 +251,19 @@ impl Store {
     /// What was asked for, if anything was.
     pub fn asked(&self, site: &HostPattern) -> Option<Request> {
         read_json(&self.of_site(site).join(WANTED))
+    }
+
+    /// Writes down what came of a request: apart from the ledger, which every process writes.
+    ///
+    /// # Errors
+    /// When the disk refuses it.
+    pub fn keep_answer(&self, site: &HostPattern, answer: &Answer) -> Result<(), StoreError> {
+        self.write_json(&self.of_site(site), ANSWER, answer)
+    }
+
+    /// What came of a request, once somebody has done it.
+    pub fn answer(&self, site: &HostPattern, id: u64) -> Option<Answer> {
+        read_json(&self.of_site(site).join(ANSWER)).filter(|answer: &Answer| answer.id == id)
     }
 
     /// What was asked for has been done, or tried.
@@ -422,6 +434,21 @@ mod tests {
         assert!(other.lock(&site("b.example.com")).expect("a lock").is_some());
         drop(held);
         assert!(other.lock(&site("a.example.com")).expect("a lock").is_some());
+    }
+
+    #[test]
+    fn an_answer_is_for_the_request_of_its_number() {
+        let storage = tempfile::tempdir().expect("a directory");
+        let (store, host) = (Store::new(storage.path()), site("a.example.com"));
+        store.ask(&host, Request { id: 7, force: true }).expect("asked");
+        assert_eq!(store.asked(&host), Some(Request { id: 7, force: true }));
+        let answer = Answer { id: 7, is_fine: true, text: "done".into(), help: String::new() };
+        store.keep_answer(&host, &answer).expect("kept");
+        store.answered(&host);
+        // Whoever writes the ledger takes nothing away from it.
+        store.keep_ledger(&host, &Ledger::default()).expect("kept");
+        assert_eq!((store.asked(&host), store.answer(&host, 7)), (None, Some(answer)));
+        assert_eq!(store.answer(&host, 8), None, "that of an earlier one says nothing");
     }
 
     #[test]

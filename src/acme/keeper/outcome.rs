@@ -45,8 +45,9 @@ impl Keeper {
         (self.ledger.issued, self.ledger.suggestion) = (Some(OffsetDateTime::now_utc()), None);
         (self.ledger.failures, self.ledger.trouble, self.ledger.next_attempt) = (0, None, None);
         self.unsaved = Some(issued);
-        self.save_unsaved(store).await;
+        // In this order: whoever sees the certificate finds beside it which CA it is from.
         self.keep_ledger(store).await;
+        self.save_unsaved(store).await;
         let facts = &certificate.facts;
         let is_key_new = old.is_some_and(|old| old.key_fingerprint() != certificate.key_fingerprint());
         let seconds = (OffsetDateTime::now_utc() - began).as_seconds_f64();
@@ -168,7 +169,11 @@ impl Keeper {
         let Some(issued) = &self.unsaved else { return };
         let pem = issued.pem.clone();
         match self.on_disk(store, move |store, host| store.keep_certificate(host, &pem)).await {
-            Ok(()) => self.unsaved = None,
+            Ok(()) => {
+                self.unsaved = None;
+                // The disk may have refused that too.
+                self.keep_ledger(store).await;
+            }
             Err(fault) => tracing::error!(event = "storage", site = %self.host, help = fault.help,
                 "the new certificate of {} is served, but not kept: {fault}; tried again every minute", self.host),
         }

@@ -35,7 +35,7 @@ impl Keeper {
         let is_due = |known: &KeptSuggestion| known.ask_at <= now || known.ask_at - now > time::Duration::DAY;
         if self.ledger.suggestion.as_ref().is_some_and(is_due) {
             self.ask_ca(policy, current, now).await;
-            self.keep_ledger(store).await;
+            self.keep_plan(store).await;
         }
         // The share of a certificate is always the same, so that a restart does not move its renewal.
         let share = f64::from(facts.fingerprint[0]) / 255.0;

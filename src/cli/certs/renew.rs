@@ -116,7 +116,7 @@ impl Waiting<'_> {
     fn look(&mut self, store: &Store) -> io::Result<Option<bool>> {
         let label = &self.site.label;
         let ledger = store.ledger(&self.site.host);
-        let Some(answer) = ledger.answer.filter(|answer| answer.id == self.id) else {
+        let Some(answer) = store.answer(&self.site.host, self.id) else {
             if let Some(stage) = ledger.stage.filter(|stage| self.stage.as_ref() != Some(stage)) {
                 let mut out = io::stdout().lock();
                 say(&mut out, &format!("{label}: {stage}"))?;
