@@ -162,7 +162,9 @@ impl Arrival {
             match Box::pin(proxy_protocol::read(&mut socket, deadline)).await {
                 Ok(preface) => {
                     self.introduce(preface);
-                    match client_place(&self.shared.parts, table, self.peer) {
+                    // A proxy that speaks for itself is a hop, not a client.
+                    let place = |arrival: &Self| client_place(&arrival.shared.parts, table, arrival.peer);
+                    match if self.is_of_proxy() { Ok(None) } else { place(&self) } {
                         Ok(place) => self.client = place,
                         Err(most) => return self.refuse(&more_than(most), None),
                     }

@@ -391,6 +391,8 @@ fn client_left() -> StatusCode {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.carrier.ended();
+        // Whoever reads the record may rely on it.
+        self.tunnel_place = None;
         self.write_record();
     }
 }

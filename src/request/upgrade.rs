@@ -190,7 +190,7 @@ struct Ticket {
     /// Taken before the 101 is sent: a drain that begins in between does not lose the tunnel.
     _guard: Guard,
     /// What it takes of what is counted: its own places, and those of the connection that it was.
-    _places: (Option<Hold>, Option<Hold>, Rc<Places>),
+    places: (Option<Hold>, Option<Hold>, Option<Rc<Places>>),
     _in_flight: InFlight,
 }
 
@@ -233,17 +233,17 @@ impl Ticket {
             lockout: exchange.lockout().map(|rule| (Arc::clone(rule), exchange.guest())),
             texts: Box::new(texts),
             _guard: exchange.parts.drain.guard(Work::Tunnel),
-            _places: (
+            places: (
                 place,
                 exchange.parts.limits.count_tunnel(&exchange.site.as_ref()?.label),
-                Rc::clone(&exchange.connection.places),
+                Some(Rc::clone(&exchange.connection.places)),
             ),
             _in_flight: in_flight,
         })
     }
 
     /// Joins the two sides when the client's has switched too, and writes the record when they have ended.
-    async fn run(self, client_side: ClientSide, endpoint_side: End<EndpointStream>) {
+    async fn run(mut self, client_side: ClientSide, endpoint_side: End<EndpointStream>) {
         let opened = SystemTime::now();
         // It may have gone away with the 101 on its way; the request's record says so.
         let Some(client_side) = client_side.await else { return };
@@ -251,6 +251,8 @@ impl Ticket {
         if let Some((rule, guest)) = self.lockout.as_ref().filter(|_| is_failed_login(&outcome)) {
             self.parts.limits.failed(rule, *guest);
         }
+        // Whoever reads the record may rely on them.
+        self.places = (None, None, None);
         self.write_record(opened, &outcome);
     }
 
