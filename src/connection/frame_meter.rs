@@ -281,7 +281,6 @@ impl Meter {
                 if is_empty { self.take(Budget::Empty, 1, now) } else { Ok(()) }
             }
             HEADERS => {
-                self.opened = self.opened.max(frame.stream);
                 self.credit(Budget::Priority, 4 * Bucket::POINTS);
                 self.credit(Budget::Other, Bucket::POINTS);
                 self.block = Some(Block { since: now, bytes: 0, continuations: 0, ends: false });
@@ -310,6 +309,9 @@ impl Meter {
             return Err(Excess::Continuations);
         }
         block.ends = frame.flags & END_HEADERS != 0;
+        if block.ends {
+            self.opened = self.opened.max(frame.stream);
+        }
         Ok(())
     }
 

@@ -252,8 +252,10 @@ fn ending(ended: hyper::Result<()>) -> Ending {
     }
     // A reset by the client is everyday; a broken protocol is worth a record.
     let is_fault = cause.is_some_and(|error| error.is_go_away() && error.is_library());
+    // h2 has budgets of its own, in other units than ours.
+    let is_flood = is_fault && cause.and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM);
     let why = cause.map_or(error.to_string(), ToString::to_string);
-    Ending { kind: "http", why: format!("HTTP/2: {why}"), answer: None, is_fault }
+    Ending { kind: if is_flood { "flood" } else { "http" }, why: format!("HTTP/2: {why}"), answer: None, is_fault }
 }
 
 /// Open streams and tunnels, when the last one ended, and how many requests are worked on.
