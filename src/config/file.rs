@@ -14,7 +14,7 @@ use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret
 use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
 use super::read::{At, Layer, Node, Reader, read_table};
 use super::report::Span;
-use super::units::ByteSize;
+use super::units::{ByteRate, ByteSize};
 use super::values::{AnyText, Count, List, Map, Period, Timeout};
 
 mirror! {
@@ -360,8 +360,9 @@ mirror! {
         /// Longest silence in a tunnel or in a streaming response. Default `1h`: gateways ping
         /// every 30 s, so this only finds the dead.
         idle: Timeout = default("\"1h\"");
-        /// Longest time in which the client takes no byte that is ready for it. Default `60s`, our
-        /// choice: a phone between two cells comes back in time, and a dead one frees what it holds.
+        /// Longest time in which the client takes nothing, or next to nothing (256 bytes for each second of it, at
+        /// most 16 KiB), of what is ready for it. Default `60s`, our choice: a phone between two cells comes back in
+        /// time, and a dead one frees what it holds.
         send: Timeout = default("\"60s\"");
     }
 }
@@ -372,6 +373,12 @@ mirror! {
         /// Largest request body; 413 above it. Default `20MiB`: the largest body that common
         /// gateways take.
         body: ByteSize = default("\"20MiB\"");
+        /// Slowest request body, as bytes a second in the long run; 408 below it. It may be behind by
+        /// `timeouts.request_body` in all: a pause is paid back by what comes faster. Holds for bodies whose
+        /// length is announced, and where `collect_request` is on; others may have little to say for hours.
+        /// Default `256B/s`, our choice: a tenth of the slowest line in use, and whoever sends a byte now and
+        /// then to keep a place is gone after half a minute. `0B/s` for any.
+        body_rate: ByteRate = default("\"256B/s\"");
         /// Largest request head: target, names and values; 431 above it. Default `32KiB`: twice
         /// what Node takes, so that the upstream's own limit is the one that is met.
         header_bytes: ByteSize = default("\"32KiB\"");

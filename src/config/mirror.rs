@@ -44,6 +44,8 @@ pub(crate) enum Shape {
     Text,
     Duration,
     Size,
+    /// A size in a second.
+    Rate,
     Flag,
     Count {
         least: u64,

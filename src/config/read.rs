@@ -283,6 +283,7 @@ fn holds(shape: &Shape, name: &str) -> bool {
         Shape::Text
         | Shape::Duration
         | Shape::Size
+        | Shape::Rate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)

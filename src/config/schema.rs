@@ -26,6 +26,7 @@ fn of(shape: &Shape) -> Json {
     match shape {
         Shape::Text => json!({ "type": "string" }),
         Shape::Duration => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(ms|s|m|h|d)\\s*$" }),
+        Shape::Rate => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)/s\\s*$" }),
         Shape::Size => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\\s*$" }),
         Shape::Flag => json!({ "type": "boolean" }),
         Shape::Count { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
@@ -172,6 +173,7 @@ fn table_in(shape: &Shape) -> Option<&Table> {
         Shape::Text
         | Shape::Duration
         | Shape::Size
+        | Shape::Rate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)
@@ -228,7 +230,13 @@ mod tests {
                 }
                 Shape::List(inner) | Shape::Map(inner) => walk(inner),
                 Shape::OneOf(shapes) => shapes.iter().for_each(walk),
-                Shape::Text | Shape::Duration | Shape::Size | Shape::Flag | Shape::Count { .. } | Shape::Choice(_) => {}
+                Shape::Text
+                | Shape::Duration
+                | Shape::Size
+                | Shape::Rate
+                | Shape::Flag
+                | Shape::Count { .. }
+                | Shape::Choice(_) => {}
             }
         }
         walk(&File::shape());
