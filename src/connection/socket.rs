@@ -219,6 +219,7 @@ mod tests {
     async fn a_client_that_takes_next_to_nothing_is_given_up() {
         assert_eq!(taken_by(1).await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
         assert_eq!(taken_by(100).await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
-        assert!(taken_by(32 << 10).await.is_ok(), "slow, and still there");
+        // The system reports room when most of its own buffer is free.
+        assert!(taken_by(200 << 10).await.is_ok(), "slow, and still there");
     }
 }
