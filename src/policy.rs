@@ -5,10 +5,14 @@
 //! `policy/access.rs`, and what is removed and written in `policy/headers.rs`.
 
 pub mod access;
+pub mod credentials;
+pub mod decision;
 pub mod headers;
 pub mod names;
+pub mod password;
 pub mod switch;
 pub mod trust;
+pub mod user_files;
 
 use http::header::ORIGIN;
 use http::{Method, request};

@@ -23,6 +23,7 @@ use crate::drain::{Drain, Work};
 use crate::forward::Upstreams;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
+use crate::policy::password::Passwords;
 use crate::request;
 use crate::site::Role;
 use crate::snapshot::Snapshot;
@@ -43,6 +44,8 @@ pub struct Parts {
     pub drain: Drain,
     /// Records.
     pub log: AccessLog,
+    /// Who has logged in.
+    pub auth: Arc<Passwords>,
     /// How many connections may be open.
     pub gate: Gate,
 }
@@ -166,9 +169,9 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, gate: _ } = parts;
+    let Parts { snapshot, policies, drain, log, auth, gate: _ } = parts;
     let proofs = Arc::clone(policies.proofs());
-    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new() };
+    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new() };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 

@@ -153,6 +153,12 @@ codes! {
     NoEffect = "C101" Warning;
     /// Lists of networks that keep everybody out.
     NobodyEnters = "C110" Warning;
+    /// A name of `[auth]` or `[hooks]` that cannot be one.
+    AuthName = "C120" Error;
+    /// A site takes client certificates, and asks no client for one.
+    NoClientCert = "C121" Error;
+    /// A users file with nobody in it.
+    NobodyLogsIn = "C122" Warning;
 }
 
 /// Whether the file can be used all the same.
