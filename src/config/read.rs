@@ -262,13 +262,11 @@ fn unknown_key<M: Mirror>(
 /// misspellings of others.
 const LATER: &[&str] = &[
     "admin",
-    "auth",
     "compress",
     "connections",
     "environment",
     "handshakes",
     "health",
-    "identity",
     "proxy_protocol",
     "requests",
     "tunnels",

@@ -212,10 +212,12 @@ impl Compiler<'_> {
                 Some(Arc::new(UserList::new(path, users)))
             }
             Err(faults) => {
-                for fault in faults {
-                    let message = format!("line {} of the file in {place} cannot be used: {}", fault.line, fault.what);
-                    self.push(Diagnostic::at(Code::Content, &span, message).help(fault.help));
+                let message = format!("{} of the file in {place} cannot be used", counted_lines(faults.len()));
+                let mut diagnostic = Diagnostic::at(Code::Content, &span, message);
+                for fault in faults.iter().take(10) {
+                    diagnostic = diagnostic.help(format!("line {}: {}; {}", fault.line, fault.what, fault.help));
                 }
+                self.push(diagnostic);
                 None
             }
         }
@@ -224,13 +226,12 @@ impl Compiler<'_> {
     /// `type = "forward"`.
     fn forward_auth(&mut self, auth: &file::Auth, place: &str) -> Option<ForwardAuth> {
         let service = self.service(auth.url.as_ref()?, auth.timeout.as_ref(), 5, place, &[&auth.why]);
-        let mut copy_headers: Vec<HeaderName> = Vec::new();
-        for entry in list(auth.copy_headers.as_ref()) {
-            let name = self.identity_header(entry, &format!("\"copy_headers\" of {place}"))?;
-            if !copy_headers.contains(&name) {
-                copy_headers.push(name);
-            }
-        }
+        let place = format!("\"copy_headers\" of {place}");
+        let written = list(auth.copy_headers.as_ref()).iter();
+        let mut copy_headers: Vec<HeaderName> =
+            written.filter_map(|entry| self.identity_header(entry, &place)).collect();
+        copy_headers.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        copy_headers.dedup();
         let skip_if = auth.skip_if.as_ref().map_or(&[][..], |at| &at.value);
         let skip_if = skip_if.iter().map(|at| match at.value {
             file::SkipIf::Bearer => SkipIf::Bearer,
@@ -391,6 +392,10 @@ fn named<T>(
     found
 }
 
+fn counted_lines(number: usize) -> String {
+    if number == 1 { "a line".to_owned() } else { format!("{number} lines") }
+}
+
 /// Headers that clients need for something else.
 const NOT_IDENTITY: &[&str] = &[
     "authorization",
@@ -431,6 +436,9 @@ fn service_url(text: &str) -> Result<Url, Fault> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic()) && !text.contains('#');
     if !is_plain {
         return Err(fault_help("not the URL of a service", HELP));
+    }
+    if text.contains('@') {
+        return Err(fault_help("a URL here has no user name or password", HELP));
     }
     let (server, target) = match text.strip_prefix("unix:") {
         Some(path) => {

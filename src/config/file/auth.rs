@@ -71,7 +71,7 @@ mirror! {
         /// What happens with `mode = "enforce"` when the service gives no decision: `"deny"` answers 503. Default
         /// `"deny"`: what is enforced is not passed by a fault.
         on_error: OnError = default("\"deny\"");
-        /// Request headers that it is told. Cookies, credentials and the headers that are masked in records are never told.
+        /// Request headers that it is told. Cookies and credentials never are; what records mask is told masked.
         headers: List<String> = example("[\"user-agent\", \"accept-language\"]");
     }
 }
