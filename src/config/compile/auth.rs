@@ -227,11 +227,12 @@ impl Compiler<'_> {
     fn forward_auth(&mut self, auth: &file::Auth, place: &str) -> Option<ForwardAuth> {
         let service = self.service(auth.url.as_ref()?, auth.timeout.as_ref(), 5, place, &[&auth.why]);
         let place = format!("\"copy_headers\" of {place}");
-        let written = list(auth.copy_headers.as_ref()).iter();
-        let mut copy_headers: Vec<HeaderName> =
-            written.filter_map(|entry| self.identity_header(entry, &place)).collect();
-        copy_headers.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-        copy_headers.dedup();
+        // In their order: the first one names the user in records.
+        let mut copy_headers: Vec<HeaderName> = Vec::new();
+        for entry in list(auth.copy_headers.as_ref()) {
+            let name = self.identity_header(entry, &place);
+            copy_headers.extend(name.filter(|name| !copy_headers.contains(name)));
+        }
         let skip_if = auth.skip_if.as_ref().map_or(&[][..], |at| &at.value);
         let skip_if = skip_if.iter().map(|at| match at.value {
             file::SkipIf::Bearer => SkipIf::Bearer,
