@@ -24,6 +24,7 @@ use crate::forward::Upstreams;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
 use crate::policy::limits::Limits;
+use crate::policy::password::Passwords;
 use crate::request;
 use crate::site::Role;
 use crate::snapshot::Snapshot;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub drain: Drain,
     /// Records.
     pub log: AccessLog,
+    /// Who has logged in.
+    pub auth: Arc<Passwords>,
     /// How many connections may be open.
     pub gate: Gate,
     /// The live state of limits.
@@ -169,9 +172,9 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, gate: _, limits } = parts;
+    let Parts { snapshot, policies, drain, log, auth, gate: _, limits } = parts;
     let proofs = Arc::clone(policies.proofs());
-    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(), limits };
+    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(), limits };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -256,6 +259,7 @@ mod tests {
                 policies: Arc::new(Policies::new(Arc::new(CertStore::new()), Arc::default())),
                 drain: Drain::new(),
                 log,
+                auth: Arc::new(Passwords::new().expect("random numbers")),
                 gate: Gate::new(limit),
                 limits: Arc::default(),
             };

@@ -6,10 +6,12 @@
 
 mod access;
 mod acme;
+mod auth;
 mod limits;
 
 pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
+pub(crate) use auth::{Auth, AuthType, Hook, HookMode, OnError, SkipIf, Users};
 pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
 
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
@@ -60,6 +62,10 @@ mirror! {
         limits: Map<LimitSet> = example("api = { requests = { rate = \"20/s\", burst = 40 } }");
         /// Named groups of servers. A site or route names one in `upstream`.
         upstreams: Map<Upstream> = example("");
+        /// Ways to say who asks. A site or route names those that it takes in `auth`.
+        auth: Map<Auth> = example("");
+        /// Services that are asked whether a request may pass. A site or route names them in `hooks`.
+        hooks: Map<Hook> = example("");
         /// What each host name serves. A name is a host name, an IP address, or `*.name` (exactly
         /// one further label); it is compared in A-label lower case. An exact name wins over `*.`.
         sites: Map<Site> = example("");
@@ -123,6 +129,11 @@ mirror! {
         /// else's requests, such as identity headers that your upstream believes. A name that ends
         /// in `-` means all headers that begin so. The well-known ones are removed without it.
         strip: List<String> = default("[]");
+        /// Identity headers that are taken from `proxies`, and from nobody else, such as those of an authenticating
+        /// proxy or of Tailscale Serve in front: `tailscale-user-login`. Without this they are removed from everybody's
+        /// requests. Danger: the upstream takes them for a sign-in; only a hop that replaces a client's own copies
+        /// may be in `proxies` then.
+        identity: List<String> = default("[]");
     }
 }
 
@@ -309,6 +320,12 @@ mirror! {
         deny_with: DenyWith = default("403");
         /// While a file exists, requests get 503, with the page for 503 in `errors`. Tunnels that stand stay.
         maintenance: Maintenance = example("{ file = \"/etc/tidegate/maintenance\", allow = [\"office\"] }");
+        /// Names of `[auth]`, of which any one suffices; whoever has none of them gets 401, or is sent to log in.
+        /// WebSockets are judged at their handshake, redirects and fixed answers too. An empty list in a route
+        /// exempts it: for webhooks, whose senders prove themselves to the upstream. Default: nobody is asked.
+        auth: List<String> = example("[\"staff\"]");
+        /// Names of `[hooks]`, asked one after another whether a request may pass. Default: nobody is asked.
+        hooks: List<String> = example("[\"scoring\"]");
         /// Which `Origin` may open a WebSocket or send an unsafe method (not GET, HEAD, OPTIONS,
         /// TRACE). Default: the upstream judges.
         origins: Origins = example("{ allow = [\"https://claw.example.com\"], missing = \"allow\" }");
@@ -366,8 +383,9 @@ mirror! {
         /// Longest silence in a tunnel or in a streaming response. Default `1h`: gateways ping
         /// every 30 s, so this only finds the dead.
         idle: Timeout = default("\"1h\"");
-        /// Longest time in which the client takes no byte that is ready for it. Default `60s`, our
-        /// choice: a phone between two cells comes back in time, and a dead one frees what it holds.
+        /// Longest time in which the client takes nothing, or next to nothing (256 bytes for each second of it, at
+        /// most 16 KiB), of what is ready for it. Default `60s`, our choice: a phone between two cells comes back in
+        /// time, and a dead one frees what it holds.
         send: Timeout = default("\"60s\"");
     }
 }

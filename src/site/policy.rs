@@ -48,6 +48,8 @@ pub struct Trust {
     /// Further request headers that are removed unless the peer is a trusted hop. Lower case,
     /// `_` written as `-`; an entry that ends in `-` means every header that begins so.
     pub strip: Vec<Box<str>>,
+    /// Identity headers that a trusted hop may send, and nobody else.
+    pub identity: Vec<HeaderName>,
 }
 
 /// Time limits of one request, tunnel or connection.
@@ -82,6 +84,8 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Largest request body in bytes.
     pub body: u64,
+    /// Bytes a second that a request body must come at in the long run; 0 for any.
+    pub body_rate: u64,
     /// Largest request head in bytes: target, names and values.
     pub header_bytes: usize,
     /// Largest number of request header fields, each cookie crumb counted.
@@ -90,7 +94,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 20 << 20, header_bytes: 32 << 10, headers: 100 }
+        Self { body: 20 << 20, body_rate: 256, header_bytes: 32 << 10, headers: 100 }
     }
 }
 
