@@ -27,11 +27,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access_log::{self, AccessLog};
 use crate::acme;
+use crate::acme::event::timestamp;
+use crate::admin::Admin;
+use crate::admin::facts::Facts;
+use crate::admin::reloads::Reloads;
 use crate::config::report::Report;
 use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
+use crate::metrics::Metrics;
+use crate::metrics::window::{self, Window};
 use crate::ocsp;
 use crate::policy::switch;
 use crate::site::{ProcessPolicy, SiteTable};
@@ -66,6 +72,8 @@ pub struct Server {
     ended: mpsc::UnboundedReceiver<Ended>,
     doors: Doors,
     loaded_at: String,
+    admin: Admin,
+    facts: Arc<Facts>,
 }
 
 /// What was still open when the process stopped.
@@ -93,6 +101,7 @@ impl Server {
         let limit = connection_limit(&loaded.table.edge.process, machine.descriptors);
         let workers = worker_count(&loaded.table.edge.process);
         let opened = doors::open(addresses::wanted(&loaded.table), workers, &machine.adopted, &[])?;
+        let prepared = Admin::default().prepare(&loaded.table).map_err(StartError::Listen)?;
         let (access_log, writer) = AccessLog::start(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
 
         certificates.publish(&certs);
@@ -103,15 +112,20 @@ impl Server {
             drain: Drain::new(),
             log: access_log,
             gate: Gate::new(limit),
+            metrics: Metrics::new(),
         };
         let (ends, ended) = mpsc::unbounded_channel();
         let started = (0..workers).map(|index| Worker::start(index, parts.clone(), ends.clone()));
         let workers = started.collect::<io::Result<_>>();
         let workers = workers.map_err(|source| StartError::System { what: "a worker thread", source })?;
+        let doors = Doors::new(workers);
+        let facts = Arc::new(facts(&source, &log, &certs, &parts, &doors));
+        let admin = Admin::default();
         let mut server =
-            Self { source, machine, log, certs, parts, writer, ended, doors: Doors::new(workers), loaded_at: date() };
+            Self { source, machine, log, certs, parts, writer, ended, doors, loaded_at: date(), admin, facts };
         // A person has the banner in place of these lines.
         let is_quiet = server.log.is_for_people();
+        server.admin.put_in_force(prepared, &server.facts, is_quiet);
         for (want, opened) in opened {
             server.doors.add(want, opened, is_quiet).await?;
         }
@@ -127,8 +141,10 @@ impl Server {
     /// When the configuration has faults, or the machine refuses something.
     pub async fn reload(&mut self) -> Result<(), StartError> {
         let outcome = self.replace().await;
+        self.parts.metrics.reloaded(outcome.is_ok());
         if let Err(fault) = &outcome {
             let generation = self.parts.snapshot.current().number;
+            self.facts.reloads.keep(false, generation, format!("{fault}\n{}", fault.to_text(false)));
             let unchanged =
                 format!("the running configuration (generation {generation}, loaded {}) is unchanged", self.loaded_at);
             tracing::error!(
@@ -148,6 +164,7 @@ impl Server {
         let certificates = prepare(&loaded.table, &self.certs, &self.parts.policies).await?;
         let plan = addresses::plan(self.doors.roles(), addresses::wanted(&loaded.table));
         let opened = self.doors.open(plan.open, &self.machine.adopted)?;
+        let prepared = self.admin.prepare(&loaded.table).map_err(StartError::Listen)?;
         if old.table.edge.log != loaded.table.edge.log {
             self.parts.log.reconfigure(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
         }
@@ -185,18 +202,23 @@ impl Server {
                 tracing::info!(event = "closed", %address, "no longer listening");
             }
         }
+        self.admin.put_in_force(prepared, &self.facts, false);
         self.loaded_at = date();
         self.keep_history(&loaded.sources);
+        let kept_text = format!(
+            "kept: {}, {}, {}",
+            counted(kept, "listener"),
+            counted(connections, "connection"),
+            counted(tunnels, "tunnel")
+        );
+        self.facts.reloads.keep(true, generation, format!("{changes}\n{kept_text}"));
         tracing::info!(
             event = "reloaded",
             generation,
             listeners = kept,
             connections,
             tunnels,
-            "generation {generation}: {changes}\nkept: {}, {}, {}",
-            counted(kept, "listener"),
-            counted(connections, "connection"),
-            counted(tunnels, "tunnel")
+            "generation {generation}: {changes}\n{kept_text}"
         );
         Ok(())
     }
@@ -215,7 +237,10 @@ impl Server {
         let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
         let ending = acme::alert::ending(&self.certs, current.table.edge.acme.alert_before, OffsetDateTime::now_utc());
         let ending = ending.map(|text| format!(", {text}")).unwrap_or_default();
-        format!("generation {}, {sites}, {connections}, {tunnels}{ending}", current.number)
+        let failed = self.facts.reloads.last_failure();
+        let failed =
+            failed.map(|reload| format!(", last reload failed ({})", timestamp(reload.at))).unwrap_or_default();
+        format!("generation {}, {sites}, {connections}, {tunnels}{ending}{failed}", current.number)
     }
 
     /// True when every worker answers within this time.
@@ -323,6 +348,8 @@ impl Server {
         supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
         let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+        let (window, metrics) = (self.facts.window.clone(), self.parts.metrics.clone());
+        supervise("metrics", move || window::watch(window.clone(), metrics.clone()));
         let snapshot = self.parts.snapshot.clone();
         supervise("maintenance", move || switch::watch(snapshot.clone()));
         let certs = self.certs.clone();
@@ -371,6 +398,29 @@ impl Server {
             let sites = current.table.sites().len();
             tracing::info!(event = "ready", generation = current.number, sites, ms, "ready");
         }
+    }
+}
+
+/// Handles to everything that the admin endpoint shows.
+fn facts(source: &Input, log: &Log, certs: &Arc<CertStore>, parts: &Parts, doors: &Doors) -> Facts {
+    Facts {
+        metrics: parts.metrics.clone(),
+        window: Window::new(),
+        snapshot: parts.snapshot.clone(),
+        certs: certs.clone(),
+        drain: parts.drain.clone(),
+        log: parts.log.clone(),
+        gate: parts.gate.clone(),
+        reloads: Reloads::default(),
+        workers: doors.ears(),
+        panics: log.panic_count(),
+        lost_lines: Box::new(log.lost_lines()),
+        source: match source {
+            Input::File(path) => path.display().to_string(),
+            Input::Flags { .. } => "no file".into(),
+        },
+        started: OffsetDateTime::now_utc(),
+        began: std::time::Instant::now(),
     }
 }
 
@@ -600,6 +650,7 @@ pub(crate) mod tests {
                 redact_query: Vec::new(),
                 redact_headers: Vec::new(),
             },
+            admin: crate::site::policy::AdminPolicy::default(),
             process: ProcessPolicy {
                 grace: Duration::from_secs(30),
                 tunnel_grace: Duration::from_secs(5),

@@ -5,6 +5,7 @@
 
 mod access;
 mod acme;
+mod admin;
 mod certificate;
 mod dns;
 mod files;
@@ -94,6 +95,7 @@ impl Compiler<'_> {
         let empty = file::Listen::default();
         let listen = file.listen.as_ref().map_or(&empty, |at| &at.value);
         let mut listeners = self.listeners(listen);
+        let admin = self.admin(file.admin.as_ref().map(|at| &at.value), listen);
         self.networks(file.networks.as_ref().map(|at| &at.value));
         let trust = self.trust(file);
         let tls = file.tls.as_ref().map(|at| &at.value);
@@ -121,7 +123,7 @@ impl Compiler<'_> {
         }
         let listeners = listeners.into_list();
         let acme = Arc::new(std::mem::take(&mut self.acme.policy));
-        (EdgeSettings { listeners, trust, unknown_sni, log, process, acme, storage }, sites, effective)
+        (EdgeSettings { listeners, trust, unknown_sni, log, admin, process, acme, storage }, sites, effective)
     }
 
     /// Adds a diagnostic.

@@ -153,6 +153,10 @@ codes! {
     NoEffect = "C101" Warning;
     /// Lists of networks that keep everybody out.
     NobodyEnters = "C110" Warning;
+    /// Status and metrics where others could reach them.
+    AdminReachable = "C130" Error;
+    /// Metrics on an address that is not private.
+    MetricsReachable = "C131" Warning;
 }
 
 /// Whether the file can be used all the same.
