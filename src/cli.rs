@@ -4,6 +4,7 @@
 //! output, complaints to standard error; colours only where a terminal is.
 
 mod certs;
+mod status;
 pub mod trust;
 
 use std::io::{self, Write};
@@ -60,6 +61,8 @@ enum Command {
         #[command(subcommand)]
         command: certs::Command,
     },
+    /// Show how the running edge does: sites, upstreams, tunnels, limits, reloads
+    Status(status::StatusArgs),
     /// Make this machine trust the local certificate authority
     Trust {
         #[command(flatten)]
@@ -174,6 +177,7 @@ fn execute(command: Command) -> io::Result<Exit> {
             Ok(Exit::Fine)
         }
         Command::Certs { command } => certs::certs(&command),
+        Command::Status(args) => status::status(&args),
         Command::Trust { file, export } => trust(&file, export.as_deref()),
         Command::Rollback { list, choice, file, storage } => rollback(&file, storage.as_deref(), list, choice),
         Command::Man { command } => man(command.as_deref()),

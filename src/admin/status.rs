@@ -146,7 +146,7 @@ fn site_json(site: &Site, certificate: Option<Value>, endpoints: &[EndpointState
     let sums = rates.now.sites.get(&site.label).unwrap_or(&none);
     let earlier = rates.span.1.sites.get(&site.label).unwrap_or(&none);
     let waits = sums.upstream.since(&earlier.upstream);
-    let quantile = |share| waits.quantile(share).map(|wait| millis(wait));
+    let quantile = |share| waits.quantile(share).map(millis);
     json!({
         "site": &*site.label,
         "certificate": certificate,

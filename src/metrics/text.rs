@@ -276,7 +276,7 @@ impl Scrape {
     }
 
     fn upstreams(&self, page: &mut Page<'_>) -> fmt::Result {
-        let gauges: [(&str, &str, fn(&Endpoint) -> u64); 4] = [
+        let gauges: [EndpointGauge; 4] = [
             ("upstream_up", "1 where the endpoint took what was last sent there", |one| u64::from(one.is_up)),
             ("upstream_in_flight", "Requests and tunnels at the endpoint", |one| one.in_flight),
             ("upstream_idle_connections", "Connections kept for the next request", |one| one.idle),
@@ -377,6 +377,9 @@ impl Scrape {
         })
     }
 }
+
+/// Name, help, and how it is read.
+type EndpointGauge = (&'static str, &'static str, fn(&Endpoint) -> u64);
 
 /// Body bytes: in, out.
 const BODIES: [(&str, &str); 2] =

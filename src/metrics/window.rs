@@ -15,7 +15,10 @@ const EVERY: Duration = Duration::from_secs(30);
 
 /// Sums of the last minutes. A clone is the same.
 #[derive(Clone, Debug)]
-pub struct Window(Arc<Mutex<VecDeque<(Instant, Arc<Sums>)>>>);
+pub struct Window(Arc<Mutex<VecDeque<Kept>>>);
+
+/// Sums, and when they were taken.
+type Kept = (Instant, Arc<Sums>);
 
 impl Window {
     /// Begins now, with nothing counted.
