@@ -261,7 +261,6 @@ fn unknown_key<M: Mirror>(
 /// Keys of the format that this version does not have. Without them some would be taken for
 /// misspellings of others.
 const LATER: &[&str] = &[
-    "admin",
     "auth",
     "compress",
     "connections",
