@@ -4,6 +4,8 @@
 //! deadline, held outside the protocol's code. A connection that never became a request leaves a
 //! record of its own that says why.
 
+pub mod farewell;
+pub mod frame_meter;
 pub mod http1;
 pub mod http2;
 pub mod proxy_protocol;

@@ -246,6 +246,13 @@ impl AnswerBody {
         })
     }
 
+    /// Limits how much is read at once, for a client that is slow to take it.
+    pub fn limit_read(&mut self, most: Option<usize>) {
+        if let Some(lease) = &mut self.lease {
+            lease.link.intake.limit(most);
+        }
+    }
+
     /// The last byte is here: the connection serves again, if both sides agree.
     fn end(&mut self) {
         self.rest = Rest::Over;

@@ -78,6 +78,13 @@ impl ReplyBody {
         Self { source, exchange, clue }
     }
 
+    /// Limits how much is read from an endpoint at once, or no more.
+    pub fn limit_read(&mut self, most: Option<usize>) {
+        if let Source::Endpoint(body) = &mut self.source {
+            body.limit_read(most);
+        }
+    }
+
     fn end(&mut self) {
         self.exchange.completed();
         if let Some(clue) = self.clue.take() {

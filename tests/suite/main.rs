@@ -18,6 +18,7 @@ mod examples;
 mod framing;
 mod http1;
 mod http2;
+mod http2_floods;
 mod layers;
 mod limits_timeouts;
 mod log;
