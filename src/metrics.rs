@@ -174,11 +174,6 @@ impl Meters {
         self.nowhere.site.refusals.of(&code).add(1);
     }
 
-    /// Counts a refusal of a limiter, beside its code.
-    pub fn limited(&self, site: Option<&Arc<Site>>, limiter: &Arc<str>) {
-        self.with_site(site, |sheet| sheet.limited.of(limiter).add(1));
-    }
-
     /// The sheet of a site, for what outlives its configuration.
     pub fn site(&self, site: Option<&Arc<Site>>) -> Arc<SiteSheet> {
         let Some(site) = site else { return Arc::clone(&self.nowhere.site) };
@@ -228,11 +223,6 @@ impl Meters {
                 self.routes.borrow_mut().with(route, make, |_| ());
             }
         }
-    }
-
-    fn with_site<R>(&self, site: Option<&Arc<Site>>, work: impl FnOnce(&SiteSheet) -> R) -> R {
-        let Some(site) = site else { return work(&self.nowhere.site) };
-        self.sites.borrow_mut().with(site, || self.make_route(site, ""), |sheet| work(&sheet.site))
     }
 
     /// Finds or makes the sheet of a site and a prefix: routes that differ only in their conditions share it.

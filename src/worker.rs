@@ -26,6 +26,7 @@ use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
 use crate::metrics::Metrics;
 use crate::metrics::tunnels::TunnelFacts;
+use crate::policy::limits::Limits;
 use crate::request;
 use crate::site::Role;
 use crate::snapshot::Snapshot;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub gate: Gate,
     /// What is counted.
     pub metrics: Metrics,
+    /// The live state of limits.
+    pub limits: Arc<Limits>,
 }
 
 /// What a worker is told. Dropping the channel's other end stops it.
@@ -208,11 +211,11 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, gate: _, metrics } = parts;
+    let Parts { snapshot, policies, drain, log, gate: _, limits, metrics } = parts;
     let proofs = Arc::clone(policies.proofs());
     let metrics = metrics.worker();
     metrics.follow(&snapshot.current().table);
-    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(), metrics };
+    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(), limits, metrics };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -308,6 +311,7 @@ mod tests {
                 log,
                 gate: Gate::new(limit),
                 metrics: Metrics::new(),
+                limits: Arc::default(),
             };
             let (ends, ended) = mpsc::unbounded_channel();
             let worker = Worker::start(0, parts.clone(), ends).expect("a thread and an event queue");

@@ -20,21 +20,25 @@ use crate::drain::{Drain, Phase, Work};
 use crate::forward::pool::EndpointFacts;
 use crate::listen::Gate;
 use crate::metrics::Metrics;
+use crate::metrics::sums::{LimitSums, Limiter, Sums};
 use crate::metrics::text::{Certificate, Endpoint, Scrape, State};
-use crate::metrics::window::Window;
+use crate::metrics::window::{self, Window};
+use crate::policy::limits::{LimitFacts, Limits};
 use crate::site::policy::CertificateSource;
 use crate::site::route::Action;
 use crate::site::upstream::{EndpointId, Upstream};
 use crate::site::{Site, SiteTable};
 use crate::snapshot::Snapshot;
-use crate::tls::certs::{CertStore, Standing};
+use crate::tls::certs::{CertFacts, CertStore, Standing};
 use crate::worker::{self, Ear};
 
 /// Handles to everything that is shown.
 pub struct Facts {
     /// What is counted.
     pub metrics: Metrics,
-    /// The last minutes of it.
+    /// What limiters count.
+    pub limits: Arc<Limits>,
+    /// The last minutes of both.
     pub window: Window,
     /// The configuration in force.
     pub snapshot: Arc<Snapshot>,
@@ -90,10 +94,49 @@ impl EndpointState {
     }
 }
 
+impl Facts {
+    /// Begins now.
+    pub fn new(
+        parts: &worker::Parts,
+        certs: &Arc<CertStore>,
+        workers: Vec<Ear>,
+        source: String,
+        panics: Arc<AtomicU64>,
+        lost_lines: Box<dyn Fn() -> u64 + Send + Sync>,
+    ) -> Self {
+        Self {
+            metrics: parts.metrics.clone(),
+            limits: Arc::clone(&parts.limits),
+            window: Window::new(),
+            snapshot: Arc::clone(&parts.snapshot),
+            certs: Arc::clone(certs),
+            drain: parts.drain.clone(),
+            log: parts.log.clone(),
+            gate: parts.gate.clone(),
+            reloads: Reloads::default(),
+            workers,
+            panics,
+            lost_lines,
+            source,
+            started: OffsetDateTime::now_utc(),
+            began: Instant::now(),
+        }
+    }
+}
+
 /// How long a worker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Facts {
+    /// Everything that was counted until now.
+    pub fn sums(&self) -> Sums {
+        let of = |facts: LimitFacts| {
+            let sums = LimitSums { refused: facts.refused, held: facts.held as u64, evicted: facts.evicted as u64 };
+            (Limiter { name: facts.name, kind: facts.kind, place: facts.place }, sums)
+        };
+        Sums { limits: self.limits.facts().into_iter().map(of).collect(), ..self.metrics.sums() }
+    }
+
     /// What all workers know that answer in time.
     pub async fn ask_workers(&self, has_tunnels: bool) -> Vec<worker::Facts> {
         let asked = self.workers.iter().map(|worker| worker.report(has_tunnels, PATIENCE));
@@ -130,7 +173,7 @@ impl Facts {
             failures: one.failures,
         });
         Scrape {
-            sums: self.metrics.sums(),
+            sums: self.sums(),
             state: self.state(),
             endpoints: endpoints.collect(),
             certificates: self.certificates(OffsetDateTime::now_utc()),
@@ -171,9 +214,8 @@ impl Facts {
             let source = source_word(&site.tls.as_ref()?.certificate);
             let found = self.certs.of(&site.host);
             let facts = found.as_ref().map(|one| &one.facts);
-            let is_sound = |facts: &&crate::tls::certs::CertFacts| {
-                facts.standing != Standing::StandIn && !alert::is_alarming(facts, before, now)
-            };
+            let is_sound =
+                |facts: &&CertFacts| facts.standing != Standing::StandIn && !alert::is_alarming(facts, before, now);
             Some(Certificate {
                 site: Arc::clone(&site.label),
                 source,
@@ -183,6 +225,11 @@ impl Facts {
         };
         current.table.sites().iter().filter_map(of_site).collect()
     }
+}
+
+/// Keeps what was counted from time to time, for ever.
+pub async fn watch(facts: Arc<Facts>) {
+    window::watch(facts.window.clone(), || facts.sums()).await;
 }
 
 /// The word for a source, in metrics and status.

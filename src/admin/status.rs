@@ -15,7 +15,7 @@ use crate::acme::alert;
 use crate::acme::event::timestamp;
 use crate::acme::store::{Ledger, Store};
 use crate::drain::{Phase, Work};
-use crate::metrics::sums::{SiteSums, Sums};
+use crate::metrics::sums::{LimitSums, Limiter, SiteSums, Sums};
 use crate::metrics::tunnels::TunnelFacts;
 use crate::metrics::window::SPAN;
 use crate::site::policy::{AdminPolicy, CertificateSource};
@@ -103,7 +103,7 @@ struct Rates {
 impl Rates {
     fn now(facts: &Facts) -> Self {
         let minute = facts.window.ago(Duration::from_secs(60));
-        Self { now: facts.metrics.sums(), minute, span: facts.window.ago(SPAN) }
+        Self { now: facts.sums(), minute, span: facts.window.ago(SPAN) }
     }
 
     /// Requests in the last minute: of a site, or of all.
@@ -192,10 +192,20 @@ fn endpoint_json(one: &EndpointState) -> Value {
 }
 
 fn limits(rates: &Rates) -> Value {
-    let all = rates.tallied(|sums| &sums.limited);
-    all.iter()
-        .map(|(limit, (all, recent))| json!({ "limit": &**limit, "refused": all, "last_5_minutes": recent }))
-        .collect()
+    let before = &rates.span.1.limits;
+    let one = |(limiter, sums): (&Limiter, &LimitSums)| {
+        let earlier = before.get(limiter).map_or(0, |sums| sums.refused);
+        json!({
+            "limit": &*limiter.name,
+            "kind": limiter.kind,
+            "place": &*limiter.place,
+            "refused": sums.refused,
+            "last_5_minutes": sums.refused.saturating_sub(earlier),
+            "keys": sums.held,
+            "evicted": sums.evicted,
+        })
+    };
+    rates.now.limits.iter().map(one).collect()
 }
 
 fn refusals(rates: &Rates) -> Value {

@@ -50,8 +50,6 @@ pub struct SiteSheet {
     pub label: Arc<str>,
     /// Answers of the edge that refuse, by code.
     pub refusals: Tally<&'static str>,
-    /// Refusals of limiters, by the limiter's name.
-    pub limited: Tally<Arc<str>>,
     /// Responses that did not end as they should, by who ended them.
     pub aborted: Tally<&'static str>,
     /// 429: of the edge, of the endpoint.
@@ -93,7 +91,6 @@ impl SiteSheet {
         Self {
             label,
             refusals: Tally::default(),
-            limited: Tally::default(),
             aborted: Tally::default(),
             too_many: Default::default(),
             head: Histogram::new(&WAITS),

@@ -22,6 +22,30 @@ pub struct Sums {
     pub handshakes_failed: BTreeMap<&'static str, u64>,
     /// How long handshakes took.
     pub handshakes: Spread,
+    /// Limiters, whose counts are their own.
+    pub limits: BTreeMap<Limiter, LimitSums>,
+}
+
+/// What names a limiter.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limiter {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it limits: `requests`, `tunnels` and so on.
+    pub kind: &'static str,
+    /// Where it was written.
+    pub place: Arc<str>,
+}
+
+/// What is known of a limiter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LimitSums {
+    /// How often it refused.
+    pub refused: u64,
+    /// How many clients it knows.
+    pub held: u64,
+    /// How many it has forgotten because others came.
+    pub evicted: u64,
 }
 
 /// One site.
@@ -29,8 +53,6 @@ pub struct Sums {
 pub struct SiteSums {
     /// By code.
     pub refusals: BTreeMap<&'static str, u64>,
-    /// By limiter.
-    pub limited: BTreeMap<Arc<str>, u64>,
     /// By who ended the response.
     pub aborted: BTreeMap<&'static str, u64>,
     /// 429: of the edge, of the endpoint.
@@ -105,7 +127,6 @@ impl Sums {
 impl SiteSums {
     fn add(&mut self, sheet: &SiteSheet) {
         add_tally(&mut self.refusals, &sheet.refusals);
-        add_tally(&mut self.limited, &sheet.limited);
         add_tally(&mut self.aborted, &sheet.aborted);
         add_counters(&mut self.too_many, &sheet.too_many);
         add_spread(&mut self.head, &sheet.head);

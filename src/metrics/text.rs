@@ -1,16 +1,18 @@
 //! Metrics as text: OpenMetrics 1.0, which Prometheus reads. Names end in their unit; a histogram's
 //! bounds are seconds.
 
+mod page;
+
 use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::cell::Spread;
-use super::sums::{SiteSums, Sums};
+use super::sums::{Limiter, SiteSums, Sums};
+use page::{Family, Page};
 
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -183,9 +185,17 @@ impl Scrape {
         self.each("refusals", "Answers of the edge that refuse, by their code", page, |family, site, sums| {
             sums.refusals.iter().try_for_each(|(code, count)| family.add(&[("site", site), ("code", *code)], *count))
         })?;
-        self.each("limit_refusals", "Refusals of limiters, by the limiter's name", page, |family, site, sums| {
-            let mut limits = sums.limited.iter();
-            limits.try_for_each(|(limit, count)| family.add(&[("site", site), ("limit", &**limit)], *count))
+        let limits = &self.sums.limits;
+        page.counters(
+            "limit_refusals",
+            "Refusals of limiters, by name, by what they limit and by where they stand",
+            |family| limits.iter().try_for_each(|(one, sums)| family.add(&limiter(one), sums.refused)),
+        )?;
+        page.gauges("limit_keys", "Clients that a limiter knows", |family| {
+            limits.iter().try_for_each(|(one, sums)| family.add(&limiter(one), sums.held))
+        })?;
+        page.counters("limit_evictions", "Clients that a limiter has forgotten because others came", |family| {
+            limits.iter().try_for_each(|(one, sums)| family.add(&limiter(one), sums.evicted))
         })
     }
 
@@ -378,6 +388,11 @@ impl Scrape {
     }
 }
 
+/// The labels of a limiter.
+fn limiter(one: &Limiter) -> [(&'static str, &str); 3] {
+    [("limit", &one.name), ("kind", one.kind), ("place", &one.place)]
+}
+
 /// Name, help, and how it is read.
 type EndpointGauge = (&'static str, &'static str, fn(&Endpoint) -> u64);
 
@@ -389,128 +404,6 @@ const TUNNELLED: [(&str, &str); 2] = [
     ("tunnel_received", "Bytes from clients in WebSockets that have ended"),
     ("tunnel_sent", "Bytes to clients in WebSockets that have ended"),
 ];
-
-/// The page that is being written.
-struct Page<'e>(DescriptorEncoder<'e>);
-
-/// One metric with its label sets.
-struct Family<'f, 'e> {
-    encoder: &'f mut MetricEncoder<'e>,
-    is_counter: bool,
-}
-
-impl Page<'_> {
-    fn counters(
-        &mut self,
-        name: &str,
-        help: &str,
-        write: impl FnOnce(&mut Family<'_, '_>) -> fmt::Result,
-    ) -> fmt::Result {
-        self.family(name, help, None, MetricType::Counter, write)
-    }
-
-    fn counters_in(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: &Unit,
-        write: impl FnOnce(&mut Family<'_, '_>) -> fmt::Result,
-    ) -> fmt::Result {
-        self.family(name, help, Some(unit), MetricType::Counter, write)
-    }
-
-    fn gauges(
-        &mut self,
-        name: &str,
-        help: &str,
-        write: impl FnOnce(&mut Family<'_, '_>) -> fmt::Result,
-    ) -> fmt::Result {
-        self.family(name, help, None, MetricType::Gauge, write)
-    }
-
-    fn numbers(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: &Unit,
-        write: impl FnOnce(&mut Family<'_, '_>) -> fmt::Result,
-    ) -> fmt::Result {
-        self.family(name, help, Some(unit), MetricType::Gauge, write)
-    }
-
-    fn histograms(
-        &mut self,
-        name: &str,
-        help: &str,
-        write: impl FnOnce(&mut Family<'_, '_>) -> fmt::Result,
-    ) -> fmt::Result {
-        self.family(name, help, Some(&Unit::Seconds), MetricType::Histogram, write)
-    }
-
-    fn family(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<&Unit>,
-        kind: MetricType,
-        write: impl FnOnce(&mut Family<'_, '_>) -> fmt::Result,
-    ) -> fmt::Result {
-        let is_counter = matches!(kind, MetricType::Counter);
-        let mut encoder = self.0.encode_descriptor(name, help, unit, kind)?;
-        write(&mut Family { encoder: &mut encoder, is_counter })
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        encoder.encode_counter::<NoLabelSet, _, f64>(&value, None)
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn number(&mut self, name: &str, help: &str, unit: &Unit, value: f64) -> fmt::Result {
-        self.0.encode_descriptor(name, help, Some(unit), MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, spread: &Spread) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        encoder.encode_histogram::<NoLabelSet>(spread.seconds(), spread.count(), &spread.buckets(), None)
-    }
-}
-
-/// What a value can be: a count or a spread.
-trait Amount {
-    fn write(&self, encoder: &mut MetricEncoder<'_>, is_counter: bool) -> fmt::Result;
-}
-
-impl Amount for u64 {
-    fn write(&self, encoder: &mut MetricEncoder<'_>, is_counter: bool) -> fmt::Result {
-        if is_counter { encoder.encode_counter::<NoLabelSet, _, f64>(self, None) } else { encoder.encode_gauge(self) }
-    }
-}
-
-impl Amount for &Spread {
-    fn write(&self, encoder: &mut MetricEncoder<'_>, _: bool) -> fmt::Result {
-        encoder.encode_histogram::<NoLabelSet>(self.seconds(), self.count(), &self.buckets(), None)
-    }
-}
-
-impl Family<'_, '_> {
-    fn add<const N: usize>(&mut self, labels: &[(&str, &str); N], amount: impl Amount) -> fmt::Result
-    where
-        for<'l> [(&'l str, &'l str); N]: EncodeLabelSet,
-    {
-        amount.write(&mut self.encoder.encode_family(labels)?, self.is_counter)
-    }
-
-    fn add_number<const N: usize>(&mut self, labels: &[(&str, &str); N], number: f64) -> fmt::Result
-    where
-        for<'l> [(&'l str, &'l str); N]: EncodeLabelSet,
-    {
-        self.encoder.encode_family(labels)?.encode_gauge(&number)
-    }
-}
 
 #[cfg(test)]
 mod tests {

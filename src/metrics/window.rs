@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Metrics;
 use super::sums::Sums;
 
 /// How far back it is remembered. Our choice: what a person who looks at a problem calls "now".
@@ -51,10 +50,10 @@ impl Default for Window {
 }
 
 /// Keeps the sums from time to time, for ever.
-pub async fn watch(window: Window, metrics: Metrics) {
+pub async fn watch(window: Window, sums: impl Fn() -> Sums) {
     loop {
         tokio::time::sleep(EVERY).await;
-        window.keep(metrics.sums());
+        window.keep(sums());
     }
 }
 
