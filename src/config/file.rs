@@ -197,7 +197,9 @@ mirror! {
         tunnel_grace: Period = default("\"5s\"");
         /// How many good configurations are kept under `storage` for `tidegate rollback`.
         history: Count<0, 1000> = default("20");
-        /// Most connections at once. Default: what the limit of open files allows. Read at start.
+        /// Most connections and tunnels at once; those above it are reset. Default: half of what the limit of open files
+        /// allows, less a reserve, because each needs one towards an upstream too. One client may hold a quarter of
+        /// it, or what a site's `limits.connections.per_client` allows, if that is more.
         max_connections: Count<1, 10_000_000> = example("10000");
         /// Worker threads. Default: one a core. Read at start.
         workers: Count<1, 1024> = example("4");
