@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, interval, timeout};
 
+use crate::Enemy;
 use crate::http1::{self, Http1, PATH};
 use crate::http2;
 use crate::meter::{Fault, Starter};
 use crate::tls::Dialer;
-use crate::Enemy;
 
 /// Connections that stay, of each protocol, and the pace on each.
 const KEPT: usize = 4;

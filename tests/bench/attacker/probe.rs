@@ -73,12 +73,7 @@ pub(crate) async fn run(enemy: &Enemy, kind: Kind) -> Result<(), Fault> {
 }
 
 /// Reads until the edge has come as far as we, or to the end: then false.
-async fn read(
-    frames: &mut Reader,
-    reader: &mut ReadHalf<Stream>,
-    answers: &mut Answers,
-    asked: &mut u32,
-) -> bool {
+async fn read(frames: &mut Reader, reader: &mut ReadHalf<Stream>, answers: &mut Answers, asked: &mut u32) -> bool {
     while let Some(said) = frames.next(reader).await {
         match said {
             Said::Synced => return true,
