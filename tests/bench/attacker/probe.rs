@@ -49,7 +49,8 @@ pub(crate) async fn run(enemy: &Enemy, kind: Kind) -> Result<(), Fault> {
         let patience = Duration::from_millis(if kind.can_sync() { 5000 } else { 3 });
         let mut asked = 0;
         let read = timeout(patience, read(&mut frames, &mut reader, &mut answers, &mut asked)).await;
-        for _ in 0..asked {
+        // Inside a block of fields nothing else may stand.
+        for _ in 0..if kind.can_sync() { asked } else { 0 } {
             // SETTINGS is acknowledged; a PING of the edge's own comes too seldom to matter here.
             is_open &= writer.write_all(&frame(4, 1, 0, &[])).await.is_ok() && writer.flush().await.is_ok();
         }
