@@ -45,6 +45,7 @@ pub(crate) enum Shape {
     Duration,
     Size,
     /// A size in a second.
+    ByteRate,
     Rate,
     Flag,
     Count {
