@@ -441,6 +441,12 @@ impl Refusal {
 }
 
 impl Failure {
+    /// The word in metrics: the code without its status.
+    pub fn kind(self) -> &'static str {
+        let code = self.words().code;
+        code.split_once('-').map_or(code, |(_, kind)| kind)
+    }
+
     fn words(self) -> Words {
         use StatusCode as S;
         match self {

@@ -5,6 +5,7 @@
 
 mod access;
 mod acme;
+mod admin;
 mod auth;
 mod certificate;
 mod dns;
@@ -104,6 +105,7 @@ impl Compiler<'_> {
         let empty = file::Listen::default();
         let listen = file.listen.as_ref().map_or(&empty, |at| &at.value);
         let mut listeners = self.listeners(listen);
+        let admin = self.admin(file.admin.as_ref().map(|at| &at.value), listen);
         self.networks(file.networks.as_ref().map(|at| &at.value));
         let trust = self.trust(file);
         let tls = file.tls.as_ref().map(|at| &at.value);
@@ -136,7 +138,7 @@ impl Compiler<'_> {
         let listeners = listeners.into_list();
         let acme = Arc::new(std::mem::take(&mut self.acme.policy));
         let identity_headers = self.ways.identity_headers();
-        let edge = EdgeSettings { listeners, trust, unknown_sni, log, process, acme, storage, identity_headers };
+        let edge = EdgeSettings { listeners, trust, unknown_sni, log, admin, process, acme, storage, identity_headers };
         (edge, sites, effective)
     }
 

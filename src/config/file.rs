@@ -6,11 +6,13 @@
 
 mod access;
 mod acme;
+mod admin;
 mod auth;
 mod limits;
 
 pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
+pub(crate) use admin::Admin;
 pub(crate) use auth::{Auth, AuthType, Hook, HookMode, OnError, SkipIf, Users};
 pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
 
@@ -52,6 +54,8 @@ mirror! {
         acme: Acme = parts;
         /// What is logged, how, and where to.
         log: Log = parts;
+        /// Status, metrics and health of the edge itself, for this machine.
+        admin: Admin = parts;
         /// Limits of the process, and how it stops.
         process: Process = parts;
         /// Defaults for all sites: every key of a site that a route takes too. Lists replace,
@@ -94,6 +98,10 @@ mirror! {
         /// From the end of a response to the first byte of the next request. Default `75s`, our
         /// choice: longer than the minute that load balancers and browsers commonly keep.
         keep_alive_timeout: Timeout = default("\"75s\"");
+        /// Exactly this path, asked for by GET or HEAD, is answered by the edge itself on every listener, whatever the
+        /// `Host`: 200 while it serves, 503 while it drains, for load balancers that ask by address. Says nothing of
+        /// upstreams. Default: off, because the path is taken from every site; the gateway has a `/healthz` of its own.
+        health: String = example("\"/.well-known/tidegate/health\"");
     }
 }
 

@@ -3,7 +3,7 @@
 //! No behaviour beyond small claims about the data itself; `policy/`, `forward` and `request` act
 //! on it. Every value here is already valid: `config::compile` is the only place that makes one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
-use crate::addr::PeerAddr;
+use crate::addr::{ListenAddr, PeerAddr};
 
 /// A list of networks. Linear search: measured faster than a trie below some fifty entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -294,4 +294,27 @@ pub enum CertificateSource {
         /// The private key.
         key: PathBuf,
     },
+}
+
+/// What may be asked about the edge itself, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminPolicy {
+    /// Where status, metrics and health are served.
+    pub listen: AdminListen,
+    /// Where metrics alone are served.
+    pub metrics: Vec<SocketAddr>,
+    /// The path that load balancers may ask for on every listener.
+    pub health: Option<Box<str>>,
+}
+
+/// Where status, metrics and health are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AdminListen {
+    /// In the runtime directory, or in `storage`.
+    #[default]
+    Usual,
+    /// There: a unix socket or a loopback address.
+    At(ListenAddr),
+    /// Nowhere.
+    Off,
 }
