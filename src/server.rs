@@ -30,6 +30,8 @@ use crate::acme;
 use crate::config::report::Report;
 use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
+use crate::forward::board::Board;
+use crate::forward::health;
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::ocsp;
@@ -103,6 +105,7 @@ impl Server {
             drain: Drain::new(),
             log: access_log,
             gate: Gate::new(limit),
+            board: Arc::new(Board::new()),
         };
         let (ends, ended) = mpsc::unbounded_channel();
         let started = (0..workers).map(|index| Worker::start(index, parts.clone(), ends.clone()));
@@ -325,6 +328,8 @@ impl Server {
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
         let snapshot = self.parts.snapshot.clone();
         supervise("maintenance", move || switch::watch(snapshot.clone()));
+        let (snapshot, board) = (self.parts.snapshot.clone(), self.parts.board.clone());
+        supervise("health", move || health::watch(snapshot.clone(), board.clone()));
         let certs = self.certs.clone();
         supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
@@ -541,6 +546,8 @@ pub(crate) mod tests {
             endpoints: vec![Arc::new(endpoint)],
             balance: Balance::LeastConn,
             hold: Duration::ZERO,
+            probe: None,
+            bound: None,
         };
         let forward = Forward {
             upstream: Arc::new(upstream),

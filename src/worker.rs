@@ -21,6 +21,7 @@ use crate::access_log::AccessLog;
 use crate::connection::Shared;
 use crate::drain::{Drain, Work};
 use crate::forward::Upstreams;
+use crate::forward::board::Board;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
 use crate::request;
@@ -45,6 +46,8 @@ pub struct Parts {
     pub log: AccessLog,
     /// How many connections may be open.
     pub gate: Gate,
+    /// What is known of endpoints.
+    pub board: Arc<Board>,
 }
 
 /// What a worker is told. Dropping the channel's other end stops it.
@@ -166,9 +169,9 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, gate: _ } = parts;
+    let Parts { snapshot, policies, drain, log, gate: _, board } = parts;
     let proofs = Arc::clone(policies.proofs());
-    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new() };
+    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(board) };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -254,6 +257,7 @@ mod tests {
                 drain: Drain::new(),
                 log,
                 gate: Gate::new(limit),
+                board: Arc::default(),
             };
             let (ends, ended) = mpsc::unbounded_channel();
             let worker = Worker::start(0, parts.clone(), ends).expect("a thread and an event queue");

@@ -6,9 +6,11 @@
 
 mod access;
 mod acme;
+mod upstream;
 
 pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
+pub(crate) use upstream::{Health, Queue};
 
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
 use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
@@ -194,6 +196,15 @@ mirror! {
         /// How long requests without a body, and upgrades, wait while no server answers, instead
         /// of failing at once. Default `0s`: off.
         hold: Period = default("\"0s\"");
+        /// How its servers are checked. Without it they are not: requests alone find out. A server that fails again and
+        /// again is passed over for a while all the same, when there are others.
+        health: Health = example("{ path = \"/startupz\" }");
+        /// Most requests in flight at all servers together, for the whole process; more wait in `queue`. WebSockets are
+        /// not counted once they stand, because they live for days. Default: no bound, for a number that is too low refuses
+        /// what the server could do, and only you can know it.
+        max_in_flight: Count<1, 1_000_000> = example("200");
+        /// Where requests wait that are above `max_in_flight`.
+        queue: Queue = parts;
         /// How long an idle connection is kept for the next request. Must be below the server's
         /// own limit, or requests race its close. Default `4s`: Node closes at 5 s.
         keep_alive: Period = default("\"4s\"");
@@ -320,8 +331,10 @@ mirror! {
         /// unlinked temporary file, within `limits.body`. For upstreams that give a body only
         /// seconds. Default `false`: bodies are streamed.
         collect_request: bool = default("false");
-        /// As in `[upstreams]`, for an upstream without a name.
+        /// As in `[upstreams]`, for an upstream without a name. A named one that says nothing of its own has this too.
         hold: Period = default("\"0s\"");
+        /// As in `[upstreams]`, and as `hold` for a named one.
+        health: Health = example("{ path = \"/startupz\" }");
         /// Take the route's prefix off, send it as `X-Forwarded-Prefix`, and map `Location` and
         /// cookie paths back. The upstream must know relative links only.
         strip: bool = default("false");

@@ -18,6 +18,7 @@ why = "the gateway gives a request body 30 s in all, takes uploads up to 32 MiB,
 collect_request = true
 limits.body = "32MiB"
 hold = "15s"
+health = { path = "/startupz", timeout = "5s", failures = 3, why = "a busy gateway is silent for seconds, and /readyz fails for one broken channel" }
 "#;
 
 /// The gateway's HTTP API alone (`/v1`, `/tools`): no sockets, long answers.

@@ -153,6 +153,8 @@ codes! {
     NoEffect = "C101" Warning;
     /// Lists of networks that keep everybody out.
     NobodyEnters = "C110" Warning;
+    /// A malformed path of a health check.
+    HealthPath = "C135" Error;
 }
 
 /// Whether the file can be used all the same.

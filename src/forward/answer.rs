@@ -42,8 +42,9 @@ pub struct Answer {
 impl Answer {
     /// The stream after a 101 with what came early on it, and the place in the endpoint's count.
     pub fn into_tunnel(self) -> Option<(EndpointStream, Bytes, InFlight)> {
-        let (link, in_flight) = self.response.into_body().lease?.into_parts();
+        let (link, mut in_flight) = self.response.into_body().lease?.into_parts();
         let (stream, early) = link.into_stream()?;
+        in_flight.become_tunnel();
         // Copied, because a view of the buffer, even an empty one, keeps all of it in memory for days.
         Some((stream, Bytes::copy_from_slice(&early), in_flight))
     }

@@ -12,22 +12,28 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::board::{Board, Health, Pulse, Share, Vitals, upstreams};
 use super::link::Link;
 use crate::site::SiteTable;
-use crate::site::route::Action;
-use crate::site::upstream::{Endpoint, EndpointId};
+use crate::site::upstream::{Endpoint, EndpointId, Probe};
 
 /// The live state of every endpoint that this worker has used.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    board: Arc<Board>,
     endpoints: RefCell<HashMap<EndpointId, Rc<Live>>>,
 }
 
-/// The live state of one endpoint.
-#[derive(Debug, Default)]
+/// The live state of one endpoint, as one worker has it.
+#[derive(Debug)]
 pub struct Live {
+    /// What all workers know of it together.
+    pub vitals: Arc<Vitals>,
+    /// This worker's part of its load.
+    share: Arc<Share>,
     idle: RefCell<Vec<Idle>>,
-    in_flight: Cell<usize>,
+    /// Probes that were asked about, with what they say: found once a second, and not for each request.
+    pulses: RefCell<Vec<(Arc<Probe>, Arc<Pulse>)>>,
     /// Set after a connection failed: others are preferred until then.
     avoided_until: Cell<Option<Instant>>,
     /// Requests that are held for an upstream wait at its first endpoint.
@@ -82,44 +88,77 @@ const TURN: Duration = Duration::from_millis(250);
 
 /// Counts one request or tunnel at an endpoint until it is dropped.
 #[derive(Debug)]
-pub struct InFlight(Rc<Live>);
+pub struct InFlight {
+    live: Rc<Live>,
+    is_tunnel: bool,
+}
 
 impl Pool {
+    /// Nothing known yet.
+    pub fn new(board: Arc<Board>) -> Self {
+        Self { board, endpoints: RefCell::default() }
+    }
+
+    /// What all workers know together.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// The live state of an endpoint.
     pub fn live(&self, endpoint: &Endpoint) -> Rc<Live> {
         if let Some(live) = self.endpoints.borrow().get(&endpoint.identity) {
             return Rc::clone(live);
         }
-        let live = Rc::new(Live::default());
+        let live = Rc::new(Live::new(self.board.vitals(endpoint)));
         self.endpoints.borrow_mut().insert(endpoint.identity, Rc::clone(&live));
         live
     }
 
     /// Drops the idle connections of endpoints that no site names any more, and those too old.
     pub fn sweep(&self, table: &SiteTable) {
-        let routes = table.sites().iter().flat_map(|site| site.routes.iter());
-        let forwards = routes.filter_map(|route| match &route.action {
-            Action::Forward(forward) => Some(&forward.upstream),
-            Action::Redirect(_) | Action::Respond(_) => None,
-        });
-        let used: HashMap<_, _> = forwards
+        let used: HashMap<_, _> = upstreams(table)
             .flat_map(|upstream| &upstream.endpoints)
             .map(|endpoint| (endpoint.identity, endpoint.keep_alive))
             .collect();
         self.endpoints.borrow_mut().retain(|identity, live| match used.get(identity) {
             Some(keep_alive) => {
+                live.pulses.borrow_mut().clear();
                 live.idle.borrow_mut().retain(|idle| idle.since.elapsed() < *keep_alive && idle.link.is_alive());
                 true
             }
             None => {
                 live.idle.borrow_mut().clear();
-                live.in_flight.get() > 0
+                live.in_flight() > 0
             }
         });
     }
 }
 
 impl Live {
+    fn new(vitals: Arc<Vitals>) -> Self {
+        Self {
+            share: vitals.share(),
+            vitals,
+            idle: RefCell::default(),
+            pulses: RefCell::default(),
+            avoided_until: Cell::default(),
+            queue: Queue::default(),
+            tls: OnceCell::new(),
+        }
+    }
+
+    /// What a probe says of the endpoint.
+    pub fn health(&self, endpoint: &Endpoint, probe: &Arc<Probe>, board: &Board) -> Health {
+        let mut pulses = self.pulses.borrow_mut();
+        if let Some((_, pulse)) = pulses.iter().find(|(known, _)| Arc::ptr_eq(known, probe)) {
+            return pulse.health();
+        }
+        let pulse = board.pulse(endpoint, probe);
+        let health = pulse.health();
+        pulses.push((Arc::clone(probe), pulse));
+        health
+    }
+
     /// An idle connection that is young enough and still open: the youngest, so that the rest can age out.
     pub fn take(&self, endpoint: &Endpoint, now: Instant) -> Option<Link> {
         let mut idle = self.idle.borrow_mut();
@@ -152,13 +191,13 @@ impl Live {
 
     /// Requests and tunnels of this worker at the endpoint.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.get()
+        self.share.in_flight.count()
     }
 
     /// Counts one more.
     pub fn enter(self: &Rc<Self>) -> InFlight {
-        self.in_flight.set(self.in_flight.get() + 1);
-        InFlight(Rc::clone(self))
+        self.share.in_flight.raise();
+        InFlight { live: Rc::clone(self), is_tunnel: false }
     }
 
     /// Notes that the endpoint could not be reached.
@@ -176,9 +215,25 @@ impl Live {
 /// short enough that its return is used at once.
 const AVOIDED: Duration = Duration::from_secs(1);
 
+impl InFlight {
+    /// What was a request is a tunnel from now on.
+    pub fn become_tunnel(&mut self) {
+        self.is_tunnel = true;
+        self.live.share.tunnels.raise();
+    }
+
+    /// The endpoint has said that it goes away.
+    pub fn note_departure(&self) {
+        self.live.vitals.goes_away();
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
+        self.live.share.in_flight.lower();
+        if self.is_tunnel {
+            self.live.share.tunnels.lower();
+        }
     }
 }
 

@@ -9,10 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest;
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
@@ -26,8 +22,9 @@ use crate::body::Body;
 use crate::drain::{Guard, Work};
 use crate::forward::Answer;
 use crate::forward::connect::EndpointStream;
+use crate::forward::handshake;
 use crate::forward::pool::InFlight;
-use crate::forward::tunnel::{self, End, Outcome};
+use crate::forward::tunnel::{self, End, How, Outcome, Side};
 use crate::refusal::{Failure, Refusal};
 use crate::site::route::Forward;
 
@@ -60,7 +57,7 @@ impl Upgrade {
             return Ok(None);
         }
         let mut keys = head.headers.get_all(SEC_WEBSOCKET_KEY).iter();
-        let key = keys.next().filter(|key| is_key(key)).cloned().ok_or(Refusal::BadWebSocketKey)?;
+        let key = keys.next().filter(|key| handshake::is_key(key.as_bytes())).cloned().ok_or(Refusal::BadWebSocketKey)?;
         if keys.next().is_some() {
             return Err(Refusal::BadWebSocketKey);
         }
@@ -86,7 +83,7 @@ impl Upgrade {
             return Some("its 101 does not upgrade to websocket");
         }
         let mut proofs = fields.get_all(SEC_WEBSOCKET_ACCEPT).iter();
-        let is_proven = proofs.next().is_some_and(|proof| proof.as_bytes() == accept_of(&self.key).as_bytes());
+        let is_proven = proofs.next().is_some_and(|proof| proof.as_bytes() == handshake::proof_of(self.key.as_bytes()).as_bytes());
         (!is_proven || proofs.next().is_some()).then_some("its Sec-WebSocket-Accept is wrong")
     }
 }
@@ -105,23 +102,9 @@ fn has_token(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     })
 }
 
-/// RFC 6455 4.2.1: sixteen bytes in base64.
-fn is_key(key: &HeaderValue) -> bool {
-    BASE64_STANDARD.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
-}
-
 fn fresh_key() -> Result<HeaderValue, Refusal> {
-    let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Refusal::Busy)?;
-    HeaderValue::from_str(&BASE64_STANDARD.encode(bytes)).map_err(|_| Refusal::Busy)
-}
-
-/// RFC 6455 4.2.2 (5.4): the proof for a key.
-fn accept_of(key: &HeaderValue) -> String {
-    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-    context.update(key.as_bytes());
-    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    BASE64_STANDARD.encode(context.finish())
+    let key = handshake::fresh_key().ok_or(Refusal::Busy)?;
+    HeaderValue::from_str(&key).map_err(|_| Refusal::Busy)
 }
 
 /// The endpoint has answered a request for a tunnel.
@@ -171,6 +154,9 @@ pub fn conclude(
     Ok(Reply::own(opened))
 }
 
+/// "Service restart" (the registry of RFC 6455 11.7): what the gateway says before it goes.
+const RESTARTS: u16 = 1012;
+
 /// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
 /// header value would keep the whole head in memory for days.
 struct Ticket {
@@ -184,7 +170,7 @@ struct Ticket {
     texts: Box<Texts>,
     /// Taken before the 101 is sent: a drain that begins in between does not lose the tunnel.
     _guard: Guard,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 /// Texts for the record.
@@ -224,7 +210,7 @@ impl Ticket {
             site: Arc::clone(&exchange.site.as_ref()?.label),
             texts: Box::new(texts),
             _guard: exchange.parts.drain.guard(Work::Tunnel),
-            _in_flight: in_flight,
+            in_flight,
         })
     }
 
@@ -234,6 +220,9 @@ impl Ticket {
         // It may have gone away with the 101 on its way; the request's record says so.
         let Some(client_side) = client_side.await else { return };
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
+        if outcome.ended_by == Side::Upstream && matches!(&outcome.how, How::Close(close) if close.code == RESTARTS) {
+            self.in_flight.note_departure();
+        }
         self.write_record(opened, &outcome);
     }
 
