@@ -5,6 +5,7 @@
 //! `policy/access.rs`, and what is removed and written in `policy/headers.rs`.
 
 pub mod access;
+pub mod geo;
 pub mod headers;
 pub mod names;
 pub mod switch;

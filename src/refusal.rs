@@ -431,12 +431,9 @@ impl Failure {
                 "destination_unavailable",
                 "the gateway behind this address says that it is not ready",
             ),
-            Self::Restarting => words(
-                S::SERVICE_UNAVAILABLE,
-                "E503-restarting",
-                "destination_unavailable",
-                "the gateway is restarting",
-            ),
+            Self::Restarting => {
+                words(S::SERVICE_UNAVAILABLE, "E503-restarting", "destination_unavailable", "the gateway is restarting")
+            }
         }
     }
 }

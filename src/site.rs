@@ -4,6 +4,8 @@
 
 pub mod access;
 pub mod acme;
+pub mod crl;
+pub mod geo;
 pub mod policy;
 pub mod route;
 pub mod upstream;

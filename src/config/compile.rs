@@ -29,6 +29,7 @@ use super::units::display_duration;
 use super::values::{List, Period, Timeout};
 use crate::addr::{HostName, HostPattern};
 use crate::site::access::Switch;
+use crate::site::geo::Countries;
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni};
 use acme::Acme;
@@ -51,6 +52,7 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         acme: Acme::default(),
         networks: Vec::new(),
         switches: Vec::new(),
+        countries: Vec::new(),
     };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
@@ -80,6 +82,8 @@ struct Compiler<'r> {
     networks: Vec<Defined>,
     /// One for each file of `maintenance`.
     switches: Vec<Arc<Switch>>,
+    /// One for each file of `geo`.
+    countries: Vec<Arc<Countries>>,
 }
 
 impl Compiler<'_> {

@@ -8,7 +8,7 @@ mod access;
 mod acme;
 mod upstream;
 
-pub(crate) use access::{DenyWith, Maintenance};
+pub(crate) use access::{DenyWith, Geo, Maintenance, OnUnknown};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
 pub(crate) use upstream::{Health, Queue};
 
@@ -204,7 +204,7 @@ mirror! {
         /// what the server could do, and only you can know it.
         max_in_flight: Count<1, 1_000_000> = example("200");
         /// Where requests wait that are above `max_in_flight`.
-        queue: Queue = parts;
+        queue: Queue = example("{ size = 50, timeout = \"2s\" }");
         /// How long an idle connection is kept for the next request. Must be below the server's
         /// own limit, or requests race its close. Default `4s`: Node closes at 5 s.
         keep_alive: Period = default("\"4s\"");
@@ -308,6 +308,8 @@ mirror! {
         allow: List<String> = example("[\"office\", \"tailscale\"]");
         /// As `allow`: those who may not enter, even if `allow` names them.
         deny: List<String> = default("[]");
+        /// Who may enter by country, of those that `allow` and `deny` let in. The client's address is judged, as there.
+        geo: Geo = example("{ file = \"/var/lib/GeoIP/GeoLite2-Country.mmdb\", deny = [\"XX\"] }");
         /// What they get: 403; 404, which looks as if nothing were here; or `"drop"`: no answer, the connection is
         /// closed (over HTTP/2 the stream is reset). Default 403: honest people learn why. Behind a proxy `"drop"` becomes
         /// the proxy's own 502.
@@ -443,6 +445,10 @@ mirror! {
     ClientCert, "\"client_cert\"" {
         /// PEM file with the authorities whose certificates are accepted.
         ca: String = required("\"clients.pem\"");
+        /// PEM file with the revocation lists of those authorities, one for each, also of those between them and the
+        /// clients: who is on one is refused, and who comes from an authority without one. Taken anew within seconds when
+        /// the file changes; a list that is old still holds, with a warning. Connections that stand stay.
+        crl: String = example("\"clients.crl.pem\"");
         /// Whether a handshake without a certificate fails.
         required: bool = default("true");
         /// Request header that carries the certificate's subject upstream. A client's own copy

@@ -267,7 +267,6 @@ const LATER: &[&str] = &[
     "connections",
     "environment",
     "handshakes",
-    "health",
     "identity",
     "proxy_protocol",
     "requests",

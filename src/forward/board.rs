@@ -64,7 +64,12 @@ impl Default for Board {
 impl Board {
     /// Nothing known yet.
     pub fn new() -> Self {
-        Self { clock: Clock(Instant::now()), vitals: Mutex::default(), pulses: Mutex::default(), gates: Mutex::default() }
+        Self {
+            clock: Clock(Instant::now()),
+            vitals: Mutex::default(),
+            pulses: Mutex::default(),
+            gates: Mutex::default(),
+        }
     }
 
     /// What is known of an endpoint. Takes a lock: to be kept by whoever asks often.

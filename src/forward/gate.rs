@@ -95,7 +95,8 @@ impl Gate {
         if size > before {
             // What was still to be taken away need not be.
             let more = size - before;
-            let owed = self.debt.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |debt| Some(debt.saturating_sub(more)));
+            let owed =
+                self.debt.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |debt| Some(debt.saturating_sub(more)));
             self.places.add_permits(more - owed.unwrap_or(0).min(more));
         } else if size < before {
             let less = before - size;

@@ -61,10 +61,8 @@ pub async fn watch(snapshot: Arc<Snapshot>, board: Arc<Board>) {
 /// Everything that is to be probed.
 fn checks(table: &SiteTable) -> HashMap<Check, Arc<Endpoint>> {
     let all = upstreams(table).flat_map(|upstream| probed(upstream));
-    all.map(|(endpoint, probe)| {
-        (Check { endpoint: endpoint.identity, probe: Arc::clone(probe) }, Arc::clone(endpoint))
-    })
-    .collect()
+    all.map(|(endpoint, probe)| (Check { endpoint: endpoint.identity, probe: Arc::clone(probe) }, Arc::clone(endpoint)))
+        .collect()
 }
 
 /// One endpoint under one probe.
@@ -86,8 +84,8 @@ struct Tally {
 }
 
 /// While requests wait for an endpoint to be well again, it is asked this often. Our choice: its return is seen within a
-/// quarter of a second, and it is asked so only as long as somebody waits.
-const WHEN_ASKED: Duration = Duration::from_millis(250);
+/// quarter of a second, the answer included, and it is asked so only as long as somebody waits.
+const WHEN_ASKED: Duration = Duration::from_millis(200);
 
 /// All probes of a start or a reload do not go out in one moment.
 const SPREAD: Duration = Duration::from_secs(1);

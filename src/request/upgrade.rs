@@ -57,7 +57,8 @@ impl Upgrade {
             return Ok(None);
         }
         let mut keys = head.headers.get_all(SEC_WEBSOCKET_KEY).iter();
-        let key = keys.next().filter(|key| handshake::is_key(key.as_bytes())).cloned().ok_or(Refusal::BadWebSocketKey)?;
+        let key =
+            keys.next().filter(|key| handshake::is_key(key.as_bytes())).cloned().ok_or(Refusal::BadWebSocketKey)?;
         if keys.next().is_some() {
             return Err(Refusal::BadWebSocketKey);
         }
@@ -83,7 +84,8 @@ impl Upgrade {
             return Some("its 101 does not upgrade to websocket");
         }
         let mut proofs = fields.get_all(SEC_WEBSOCKET_ACCEPT).iter();
-        let is_proven = proofs.next().is_some_and(|proof| proof.as_bytes() == handshake::proof_of(self.key.as_bytes()).as_bytes());
+        let is_proven =
+            proofs.next().is_some_and(|proof| proof.as_bytes() == handshake::proof_of(self.key.as_bytes()).as_bytes());
         (!is_proven || proofs.next().is_some()).then_some("its Sec-WebSocket-Accept is wrong")
     }
 }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{
-    Answer, Edge, Reply, Scripted, Seen, Upstream, accept_key, frame, site, upgrade_request, within,
-};
+use crate::harness::{Answer, Edge, Reply, Scripted, Seen, Upstream, accept_key, frame, site, upgrade_request, within};
 
 /// A path that only probes ask for.
 const CHECK: &str = "/startupz";
@@ -38,7 +36,10 @@ fn config(servers: &[&dyn std::fmt::Display], lines: &str) -> String {
 }
 
 fn is_unhealthy(reply: &Reply) -> bool {
-    reply.status == 503 && reply.is_by_edge() && reply.text().contains("E503-unhealthy") && reply.headers.has("retry-after")
+    reply.status == 503
+        && reply.is_by_edge()
+        && reply.text().contains("E503-unhealthy")
+        && reply.headers.has("retry-after")
 }
 
 /// One that says it is not ready gets no requests while another one is; when it is ready again, it does.
@@ -145,7 +146,8 @@ async fn a_gateway_that_is_not_ready_is_503_and_its_tunnels_stand() {
 async fn held_requests_go_when_the_gateway_says_that_it_is_ready() {
     let mood = Arc::new(AtomicU16::new(503));
     let upstream = moody("app", &mood).await;
-    let health = "health = { path = \"/startupz\", every = \"300s\", timeout = \"2s\", failures = 1, why = \"the test asks\" }";
+    let health =
+        "health = { path = \"/startupz\", every = \"300s\", timeout = \"2s\", failures = 1, why = \"the test asks\" }";
     let edge = Edge::start(&config(&[&upstream], &format!("hold = \"8s\"\n{health}"))).await;
     edge.event("unhealthy").await;
     let mut get = edge.h1("a.test").await;
@@ -244,7 +246,9 @@ async fn a_reload_ends_checks_that_are_not_wanted_and_keeps_what_was_found() {
     let mut seen = upstream.seen().len();
     within("the checks end", async {
         loop {
-            tokio::time::timeout(Duration::from_millis(300), upstream.request(seen)).await.map_or_else(|_| (), |_| seen += 1);
+            tokio::time::timeout(Duration::from_millis(300), upstream.request(seen))
+                .await
+                .map_or_else(|_| (), |_| seen += 1);
             if upstream.seen().len() == seen {
                 return;
             }

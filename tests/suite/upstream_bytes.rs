@@ -80,8 +80,16 @@ fn forms() -> Vec<(&'static str, Vec<u8>, Fate)> {
         // Chunks.
         ("a chunk size that is no number", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz\r\n"), Cut),
         ("a negative chunk size", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n-1\r\n"), Cut),
-        ("a chunk size with a sign", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n+5\r\nhello\r\n0\r\n\r\n"), Cut),
-        ("a chunk size beyond all bounds", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nfffffffffffffffff\r\n"), Cut),
+        (
+            "a chunk size with a sign",
+            ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n+5\r\nhello\r\n0\r\n\r\n"),
+            Cut,
+        ),
+        (
+            "a chunk size beyond all bounds",
+            ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nfffffffffffffffff\r\n"),
+            Cut,
+        ),
         ("no size", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\r\n"), Cut),
         ("a chunk without its end", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n"), Cut),
         ("a chunk line that ends in LF", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1\nx\r\n0\r\n\r\n"), Cut),
@@ -134,7 +142,12 @@ async fn no_bad_bytes_of_an_upstream_become_a_clean_end() {
             Whole(body) => reply.status < 300 && reply.is_complete && reply.text() == body,
         };
         if !is_right {
-            wrong.push(format!("{name} over HTTP/1.1: {} complete={} {:?}", reply.status, reply.is_complete, reply.text()));
+            wrong.push(format!(
+                "{name} over HTTP/1.1: {} complete={} {:?}",
+                reply.status,
+                reply.is_complete,
+                reply.text()
+            ));
         }
         let mut client = edge.h2("a.test").await;
         let request = http::Request::get("https://a.test/").body(()).expect("a request");

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Answer, Edge, H2Reply, Reply, Scripted, Socket, Upstream, WebSocketUpstream, accept_key, frame, site, upgrade_request,
-    within,
+    Answer, Edge, H2Reply, Reply, Scripted, Socket, Upstream, WebSocketUpstream, accept_key, frame, site,
+    upgrade_request, within,
 };
 
 /// What an endpoint does with a connection that it has accepted and read a request from.
@@ -22,7 +22,7 @@ enum Manners {
     Say(&'static str),
 }
 
-/// An endpoint with such manners. It reads a head before it shows them.
+/// An endpoint with such manners. It reads a head before it shows them, or the beginning of a handshake.
 async fn endpoint(manners: Manners) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -31,7 +31,9 @@ async fn endpoint(manners: Manners) -> (SocketAddr, tokio::task::JoinHandle<()>)
         let mut kept = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0) {}
+            // A ClientHello has no empty line at its end.
+            let is_whole = |head: &[u8]| head.ends_with(b"\r\n\r\n") || head.first() == Some(&0x16);
+            while !is_whole(&head) && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0) {}
             match manners {
                 Manners::Close => {}
                 Manners::Reset => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
@@ -134,7 +136,10 @@ async fn a_restart_is_told_as_one() {
             client.exact(19).await;
             drop((client, far));
             let record = edge.record("tunnel").await;
-            assert_eq!((&record["ended_by"], &record["how"]), (&"upstream".into(), &"close 1012 \"service restart\"".into()));
+            assert_eq!(
+                (&record["ended_by"], &record["how"]),
+                (&"upstream".into(), &"close 1012 \"service restart\"".into())
+            );
         } else {
             client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
             let (mut far, _) = place.request().await;
@@ -244,7 +249,10 @@ async fn a_wait_in_the_queue_ends() {
     assert_eq!((reply.status, code(&reply).as_str()), (503, "E503-overload"));
     assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     let record = edge.record("request").await;
-    assert!(record["cause"].as_str().unwrap().contains("none of 1 requests in flight has ended within 0.3 s"), "{record}");
+    assert!(
+        record["cause"].as_str().unwrap().contains("none of 1 requests in flight has ended within 0.3 s"),
+        "{record}"
+    );
     // Who goes away gives its place back.
     drop(first);
     edge.record_where("the first", |record| record["path"] == "/1").await;

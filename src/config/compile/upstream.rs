@@ -138,7 +138,9 @@ impl Compiler<'_> {
                 let parsed = path.value.parse::<http::uri::PathAndQuery>().ok().filter(|_| is_target);
                 let parsed = parsed.filter(|parsed| parsed.as_str() == path.value).ok_or_else(|| Fault {
                     what: "not a path".to_owned(),
-                    help: Some("write a path that begins with \"/\", percent-encoded, such as \"/startupz\"".to_owned()),
+                    help: Some(
+                        "write a path that begins with \"/\", percent-encoded, such as \"/startupz\"".to_owned(),
+                    ),
                 });
                 self.take(parsed, Code::HealthPath, path, &place)?.as_str().into()
             }

@@ -70,7 +70,9 @@ impl Prober {
         }
         if head.status() != StatusCode::SWITCHING_PROTOCOLS {
             return match judge(probe, head.status()) {
-                Verdict::Well => Verdict::Silent(format!("{} is answered with {}", name(probe), head.status().as_u16())),
+                Verdict::Well => {
+                    Verdict::Silent(format!("{} is answered with {}", name(probe), head.status().as_u16()))
+                }
                 verdict @ (Verdict::Silent(_) | Verdict::NotReady(_)) => verdict,
             };
         }
@@ -90,7 +92,9 @@ fn request(endpoint: &Endpoint, probe: &Probe, key: &str) -> Vec<u8> {
     let own = if matches!(endpoint.address, EndpointAddr::Unix(_)) { "localhost" } else { &endpoint.label };
     let (target, host) = (&probe.target, probe.host.as_deref().unwrap_or(own));
     let rest = if probe.is_websocket {
-        format!("connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n")
+        format!(
+            "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n"
+        )
     } else {
         // The answer's body is not read, so the connection serves no other request.
         "accept: */*\r\nconnection: close\r\n".to_owned()
