@@ -11,6 +11,7 @@ pub mod connect;
 pub mod gate;
 pub mod handshake;
 pub mod health;
+mod lease;
 pub mod link;
 pub mod pool;
 pub mod tunnel;
@@ -26,11 +27,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::addr::ClientAddr;
-use crate::body::{BodyError, Meter, MeterState};
+use crate::body::{BodyError, Meter};
 use crate::framing::sending::SendError;
 use crate::refusal::{Failure, Refusal};
 use crate::site::SiteTable;
@@ -42,8 +42,9 @@ use balance::Load;
 use board::{Board, Health, Standing};
 use connect::DialError;
 use gate::{Gate, Place};
+use lease::{Lease, Rest};
 use link::Link;
-use pool::{InFlight, Live, Pool};
+use pool::{Live, Pool};
 use upload::Upload;
 
 /// All upstreams, as one worker sees them.
@@ -72,62 +73,6 @@ pub struct Plan<'a> {
     /// The request body's meter; `None` without a body.
     pub meter: Option<&'a Rc<Meter>>,
 }
-
-/// A connection in use. Dropped, it closes; completed, it serves again.
-#[derive(Debug)]
-pub struct Lease {
-    link: Link,
-    live: Rc<Live>,
-    endpoint: Arc<Endpoint>,
-    /// Present when the endpoint has answered before all of the request was written.
-    rest: Option<Rest>,
-    in_flight: InFlight,
-    /// Where the upstream's requests are bounded: given back when the response has ended.
-    place: Option<Place>,
-}
-
-/// The rest of a request, written by a task of its own. Dropped, it is cut off.
-#[derive(Debug)]
-struct Rest {
-    writing: Option<JoinHandle<bool>>,
-    abort: AbortHandle,
-    meter: Option<Rc<Meter>>,
-}
-
-impl Drop for Rest {
-    fn drop(&mut self) {
-        self.abort.abort();
-    }
-}
-
-impl Lease {
-    /// The connection, and the place in the endpoint's count.
-    fn into_parts(self) -> (Link, InFlight) {
-        (self.link, self.in_flight)
-    }
-
-    /// The response has been read to its end. The connection is kept only if the request was sent
-    /// to its end too: otherwise the endpoint would take the rest for the next request.
-    fn complete(self) {
-        let Self { link, live, endpoint, rest, in_flight, place } = self;
-        let Some(mut rest) = rest else { return live.give_back(link, endpoint.max_idle) };
-        let is_all_here = rest.meter.as_ref().is_none_or(|meter| meter.state() == MeterState::Ended);
-        let Some(writing) = rest.writing.take().filter(|_| is_all_here) else { return };
-        // All of the request is here, but not all of it is sent. An endpoint that answers early mostly reads
-        // the rest; whoever came next would have to wait until it has.
-        tokio::task::spawn_local(async move {
-            let _rest = rest;
-            let _in_flight = (in_flight, place);
-            if matches!(timeout(UNREAD, writing).await, Ok(Ok(true))) {
-                live.give_back(link, endpoint.max_idle);
-            }
-        });
-    }
-}
-
-/// How long an endpoint that has answered may take to read the rest of a request. Our choice: what is read
-/// later than that costs more than a new connection.
-const UNREAD: Duration = Duration::from_secs(1);
 
 /// How one attempt on one connection failed.
 enum Lost {
@@ -503,7 +448,7 @@ fn is_reset(error: &io::Error) -> bool {
 fn write_on(mut upload: Upload, link: &Link, plan: &Plan<'_>) -> Rest {
     let wire = Rc::clone(link.wire());
     let writing = tokio::task::spawn_local(async move { poll_fn(|cx| upload.poll_send(cx, &wire)).await.is_ok() });
-    Rest { abort: writing.abort_handle(), writing: Some(writing), meter: plan.meter.map(Rc::clone) }
+    Rest::new(writing, plan.meter.map(Rc::clone))
 }
 
 /// What the client is told when its request body broke off.

@@ -5,9 +5,14 @@
 //! `policy/access.rs`, and what is removed and written in `policy/headers.rs`.
 
 pub mod access;
+pub mod count;
 pub mod geo;
 pub mod headers;
+pub mod limits;
+pub mod lockout;
 pub mod names;
+pub mod rate;
+pub mod store;
 pub mod switch;
 pub mod trust;
 

@@ -24,6 +24,7 @@ use crate::forward::Upstreams;
 use crate::forward::board::Board;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
+use crate::policy::limits::Limits;
 use crate::request;
 use crate::site::Role;
 use crate::snapshot::Snapshot;
@@ -46,6 +47,8 @@ pub struct Parts {
     pub log: AccessLog,
     /// How many connections may be open.
     pub gate: Gate,
+    /// The live state of limits.
+    pub limits: Arc<Limits>,
     /// What is known of endpoints.
     pub board: Arc<Board>,
 }
@@ -169,9 +172,9 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, gate: _, board } = parts;
+    let Parts { snapshot, policies, drain, log, gate: _, limits, board } = parts;
     let proofs = Arc::clone(policies.proofs());
-    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(board) };
+    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(board), limits };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -257,6 +260,7 @@ mod tests {
                 drain: Drain::new(),
                 log,
                 gate: Gate::new(limit),
+                limits: Arc::default(),
                 board: Arc::default(),
             };
             let (ends, ended) = mpsc::unbounded_channel();

@@ -62,6 +62,8 @@ pub struct RequestRecord<'a> {
     pub code: Option<&'a str>,
     /// The cause in words, when we answered.
     pub cause: Option<&'a str>,
+    /// The name of the limiter that refused it.
+    pub limit: Option<&'a str>,
     /// The endpoint's label.
     pub upstream: Option<&'a str>,
     /// Our port on the connection to the endpoint: the gateway's log names it.
@@ -227,6 +229,7 @@ pub(super) struct RequestLine<'a> {
     by: Responder,
     code: Option<&'a str>,
     cause: Option<Cow<'a, str>>,
+    limit: Option<&'a str>,
     upstream: Option<&'a str>,
     via_port: Option<u16>,
     upgrade: bool,
@@ -312,6 +315,7 @@ impl<'a> RequestLine<'a> {
             by: r.by,
             code: r.code,
             cause: r.cause.map(|words| clip_text(redactor.target(words), MAX_WORDS)),
+            limit: r.limit,
             upstream: r.upstream,
             via_port: r.via_port,
             upgrade: r.upgrade,
@@ -404,6 +408,7 @@ impl Line for RequestLine<'_> {
         line.add("by", self.by);
         line.add_some("code", self.code);
         line.add_some("cause", self.cause.as_deref());
+        line.add_some("limit", self.limit);
         line.add_some("upstream", self.upstream);
         line.add_some("via_port", self.via_port.map(u64::from));
         line.add_some("upgrade", self.upgrade.then_some(true));

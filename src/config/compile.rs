@@ -8,6 +8,7 @@ mod acme;
 mod certificate;
 mod dns;
 mod files;
+mod limits;
 mod listen;
 mod networks;
 mod route;
@@ -33,6 +34,7 @@ use crate::site::geo::Countries;
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni};
 use acme::Acme;
+use limits::LimitSet;
 use listen::Listeners;
 use networks::{Defined, in_layer};
 use text::Fault;
@@ -53,6 +55,7 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         networks: Vec::new(),
         switches: Vec::new(),
         countries: Vec::new(),
+        limits: Vec::new(),
     };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
@@ -84,6 +87,8 @@ struct Compiler<'r> {
     switches: Vec<Arc<Switch>>,
     /// One for each file of `geo`.
     countries: Vec<Arc<Countries>>,
+    /// `[limits]`.
+    limits: Vec<LimitSet>,
 }
 
 impl Compiler<'_> {
@@ -112,11 +117,13 @@ impl Compiler<'_> {
         if let Some(defaults) = &file.defaults {
             self.reasons_of_shared(&defaults.value, "[defaults]", &[]);
         }
+        self.limit_sets(file.limits.as_ref().map(|at| &at.value));
         let mut upstreams = self.upstreams(file.upstreams.as_ref().map(|at| &at.value));
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
         self.unused(&listeners, &upstreams);
         self.unused_networks();
+        self.unused_limits();
         self.unused_acme();
         let unknown_sni = self.unknown_sni(tls, file);
         let storage = storage(file.storage.as_ref());

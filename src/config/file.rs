@@ -6,17 +6,18 @@
 
 mod access;
 mod acme;
+mod limits;
 mod upstream;
 
 pub(crate) use access::{DenyWith, Geo, Maintenance, OnUnknown};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
-pub(crate) use upstream::{Health, Queue};
+pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
+pub(crate) use upstream::{Balance, Health, Upstream, UpstreamTls};
 
-use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
+use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource};
 use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
 use super::read::{At, Layer, Node, Reader, read_table};
 use super::report::Span;
-use super::units::ByteSize;
 use super::values::{AnyText, Count, List, Map, Period, Timeout};
 
 mirror! {
@@ -56,6 +57,9 @@ mirror! {
         /// Defaults for all sites: every key of a site that a route takes too. Lists replace,
         /// tables merge; nearest wins: built-in default, `[defaults]`, preset, site, route.
         defaults: Shared = example("timeouts.idle = \"10m\"");
+        /// Named sets of limits: the keys of `limits`. Sites and routes name one in `limits`, and all that do
+        /// share its budgets and counts.
+        limits: Map<LimitSet> = example("api = { requests = { rate = \"20/s\", burst = 40 } }");
         /// Named groups of servers. A site or route names one in `upstream`.
         upstreams: Map<Upstream> = example("");
         /// What each host name serves. A name is a host name, an IP address, or `*.name` (exactly
@@ -184,54 +188,6 @@ mirror! {
 }
 
 mirror! {
-    /// One of `[upstreams]`.
-    Upstream, "an upstream" {
-        /// Its servers: `127.0.0.1:18789`, `http://name:port`, `https://name`, `unix:/path`. Names
-        /// are resolved again for each new connection.
-        servers: List<String> = required("[\"127.0.0.1:18789\"]");
-        /// How a server is chosen: `least-conn`, `round-robin`, or `hash:client`, which keeps a
-        /// client at its server. Default `least-conn`: tunnels live for days, and turns ignore it. Each
-        /// worker counts for itself.
-        balance: Balance = default("\"least-conn\"");
-        /// How long requests without a body, and upgrades, wait while no server answers, instead
-        /// of failing at once. Default `0s`: off.
-        hold: Period = default("\"0s\"");
-        /// How its servers are checked. Without it they are not: requests alone find out. A server that fails again and
-        /// again is passed over for a while all the same, when there are others.
-        health: Health = example("{ path = \"/startupz\" }");
-        /// Most requests in flight at all servers together, for the whole process; more wait in `queue`. WebSockets are
-        /// not counted once they stand, because they live for days. Default: no bound, for a number that is too low refuses
-        /// what the server could do, and only you can know it.
-        max_in_flight: Count<1, 1_000_000> = example("200");
-        /// Where requests wait that are above `max_in_flight`.
-        queue: Queue = example("{ size = 50, timeout = \"2s\" }");
-        /// How long an idle connection is kept for the next request. Must be below the server's
-        /// own limit, or requests race its close. Default `4s`: Node closes at 5 s.
-        keep_alive: Period = default("\"4s\"");
-        /// How many idle connections each worker keeps. Default 64, our choice: enough for a busy
-        /// page, few enough for a small server's file limit.
-        max_idle: Count<0, 100_000> = default("64");
-        /// TLS towards the servers, when the system's authorities are not enough. Servers without
-        /// a scheme then speak TLS.
-        tls: UpstreamTls = example("{ ca = \"upstream-ca.pem\" }");
-    }
-}
-
-mirror! {
-    /// `tls` of an upstream.
-    UpstreamTls, "\"tls\" of an upstream" {
-        /// PEM file with the authorities that are accepted in place of the system's.
-        ca: String = example("\"upstream-ca.pem\"");
-        /// PEM file with our own certificate chain, for mutual TLS. Needs `key`.
-        cert: String = example("\"edge.pem\"");
-        /// The private key of `cert`, by reference.
-        key: Secret = example("{ file = \"edge.key\" }");
-        /// The name that the server's certificate must have. Default: the name in `servers`.
-        server_name: String = example("\"gateway.internal\"");
-    }
-}
-
-mirror! {
     /// One of `[sites]`.
     Site, "a site" {
         /// Other names of this site, redirected to it.
@@ -299,8 +255,8 @@ mirror! {
         upstream: String = example("\"127.0.0.1:18789\"");
         /// Time limits. Above ten minutes, say `why`.
         timeouts: Timeouts = parts;
-        /// Size limits.
-        limits: Limits = parts;
+        /// Limits of size, rate and number; or the name of one of `[limits]`, as if its keys stood here.
+        limits: LimitsText = parts;
         /// Networks, or names of `[networks]`, whose clients may enter; everybody else gets `deny_with`. Judged on the
         /// client, which behind a hop of `trust.proxies` is the one that it names, and before anything of the request
         /// is read but its head. Default: everybody. `unix` means processes at a unix listener that are no hop; a client
@@ -382,21 +338,6 @@ mirror! {
 }
 
 mirror! {
-    /// `limits`.
-    Limits, "\"limits\"" {
-        /// Largest request body; 413 above it. Default `20MiB`: the largest body that common
-        /// gateways take.
-        body: ByteSize = default("\"20MiB\"");
-        /// Largest request head: target, names and values; 431 above it. Default `32KiB`: twice
-        /// what Node takes, so that the upstream's own limit is the one that is met.
-        header_bytes: ByteSize = default("\"32KiB\"");
-        /// Most request header fields, each piece of a cookie counted; 431 above it. Default 100:
-        /// no honest client comes near.
-        headers: Count<1, 1000> = default("100");
-    }
-}
-
-mirror! {
     /// `origins`.
     Origins, "\"origins\"" {
         /// Origins as browsers send them: `https://name` or `https://name:port`, no final slash.
@@ -470,11 +411,6 @@ choice! {
 choice! {
     /// `log.format`.
     Format { "json" => Json, "text" => Text, }
-}
-
-choice! {
-    /// `balance`.
-    Balance { "least-conn" => LeastConn, "round-robin" => RoundRobin, "hash:client" => HashClient, }
 }
 
 choice! {

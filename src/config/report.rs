@@ -153,6 +153,10 @@ codes! {
     NoEffect = "C101" Warning;
     /// Lists of networks that keep everybody out.
     NobodyEnters = "C110" Warning;
+    /// A name that a set of limits cannot have.
+    LimitName = "C111" Error;
+    /// A limit that another one beside it makes useless.
+    NeverReached = "C112" Warning;
     /// A malformed path of a health check.
     HealthPath = "C135" Error;
     /// A malformed code of a country.

@@ -4,7 +4,6 @@
 //! until the exchange has ended. What is no request is answered here. Deadlines bound each wait for the
 //! client, and one that goes away is noticed at once, because the work for it must stop.
 
-mod farewell;
 mod line;
 mod outbound;
 
@@ -24,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::socket::SocketHandle;
-use super::{Answered, Bounds, Ending};
+use super::{Answered, Bounds, Ending, farewell};
 use crate::body::{BodyError, Inbound};
 use crate::drain::{Drain, Phase};
 use crate::forward::tunnel::{Duplex, End};
@@ -143,7 +142,7 @@ where
             Some(Next::Head(head, text)) => (head, text),
             Some(Next::Fault(fault)) => return refuse(line, fault).await,
             Some(Next::Closed) | None => {
-                Box::pin(farewell::close(&line, Bytes::new(), false)).await;
+                Box::pin(close(&line, Bytes::new(), false)).await;
                 return Over::Gone("the client closed it before a request");
             }
         };
@@ -164,7 +163,7 @@ where
                 };
             }
             Then::Close { lingers } => {
-                Box::pin(farewell::close(&line, Bytes::new(), lingers)).await;
+                Box::pin(close(&line, Bytes::new(), lingers)).await;
                 return Over::Gone("it was closed after a response");
             }
             Then::Gone(why) => return Over::Gone(why),
@@ -269,8 +268,13 @@ where
         (None, Bytes::new())
     };
     let lingers = id.is_some();
-    Box::pin(farewell::close(&line, answer, lingers)).await;
+    Box::pin(close(&line, answer, lingers)).await;
     Over::Fault(fault, id)
+}
+
+/// Closes a connection, with these last words.
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(line: &Line<S>, answer: Bytes, lingers: bool) {
+    farewell::close(line.stream(), line.socket(), answer, lingers && !line.is_eof()).await;
 }
 
 /// The answer to a head that never became a request, under an ID that the record names too.

@@ -3,29 +3,32 @@
 //! hyper and h2 own the protocol; here are its limits, the two that they lack (an idle connection, a stream
 //! that its client does not read), and the drain.
 
-use std::cell::Cell;
+mod pace;
+
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Version};
-use http_body::{Body as _, Frame, SizeHint};
+use http::{Request, Response, Version};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
+use super::frame_meter::{Excess, Metered, Wire};
 use super::socket::SocketHandle;
-use super::{Bounds, Ending};
+use super::{Bounds, Ending, farewell};
 use crate::alarm::Alarm;
 use crate::body::{BodyError, Inbound};
 use crate::drain::Phase;
@@ -33,7 +36,7 @@ use crate::forward::tunnel::{Duplex, End};
 use crate::refusal::{Refusal, Unanswered, X_REQUEST_ID};
 use crate::request::reply::ReplyBody;
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
-use crate::site::policy::Timeouts;
+use pace::{Pace, Paced, Streams};
 
 /// RFC 9113 6.5.2 recommends at least 100; what browsers and nginx's default expect.
 const MAX_STREAMS: u32 = 100;
@@ -59,38 +62,40 @@ pub fn serve<S>(
     socket: SocketHandle,
 ) -> impl Future<Output = Ending>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let drain = parts.drain.clone();
-    let activity = Rc::new(Activity { open: Cell::new(0), last: Cell::new(Instant::now()) });
+    let activity = Rc::new(Activity::default());
+    let wire = Wire::new(stream, bounds.head_bytes);
+    let held = Rc::new(Cell::new(0));
     let streams = Streams::default();
     let (for_requests, of_requests, opened) = (Rc::clone(&connection), Rc::clone(&activity), streams.clone());
+    let (of_streams, frames) = (socket.clone(), Rc::clone(&wire));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let pace = Rc::new(Pace::new());
+        let pace = Rc::new(Pace::new(&held));
         opened.0.set(Some(Rc::clone(&pace)));
-        let carrier = Http2 {
+        let carrier = Rc::new(Http2 {
             activity: Rc::clone(&of_requests),
-            socket: socket.clone(),
+            socket: of_streams.clone(),
             pace: Rc::clone(&pace),
             switch: Cell::new(request.extensions_mut().remove::<OnUpgrade>()),
-        };
+            has_place: Cell::new(false),
+        });
         let request = request.map(|body| {
             let body = (!body.is_end_stream()).then_some(body)?;
             Some(Box::pin(body.map_err(|error| BodyError::Broken(error.into()))) as Inbound)
         });
         // Boxed: hyper moves it about, from one state of the stream to the next.
-        let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), Rc::new(carrier), request));
+        let carried = Rc::clone(&carrier) as Rc<dyn Carrier>;
+        let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), carried, request));
+        // The usual request begins at once.
+        let waits = frames.has_reset() || !carrier.takes_place();
         async move {
-            let mut response = served.await;
-            if response.extensions().get::<Unanswered>().is_some() {
-                // The stream alone: other streams of a hop are other clients'. Not a code that asks to try again.
-                return Err(h2::Error::from(h2::Reason::CANCEL));
+            if waits {
+                Box::pin(carrier.place()).await;
             }
-            if let Some(id) = response.headers_mut().get_mut(X_REQUEST_ID) {
-                // Not for the table of HPACK (RFC 7541 7.1.3): each is new, and would drive out what repeats.
-                id.set_sensitive(true);
-            }
-            Ok(response.map(|body| Paced { body, piece: Bytes::new(), pace }))
+            drop(carrier);
+            respond(served.await, pace)
         }
     });
     let mut builder = http2::Builder::new(streams);
@@ -102,50 +107,136 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(64 << 10)
+        // Resets are counted over time by `frame_meter`. As many as may be open may also be cancelled in one go, as
+        // a browser does whose line was stuck.
+        .max_pending_accept_reset_streams(Some(100))
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);
-    let mut serving = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+    let serving = Box::pin(builder.serve_connection(TokioIo::new(Metered::new(&wire)), service));
     async move {
+        let mut serving = serving;
         let mut draining = pin!(drain.reached(Phase::Draining));
-        let mut is_told = false;
-        let mut goodbye: Option<Instant> = None;
-        // While streams are open, when that was last seen: the alarm stands all the time, and needs no word from them.
-        let mut seen_open = Instant::now();
-        let mut alarm = Alarm::default();
-        poll_fn(|cx| {
+        let mut patience = Patience::new(&activity, bounds);
+        let ended = poll_fn(|cx| {
             loop {
+                wire.begin_turn();
                 // What is still to be written goes before any verdict.
                 if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
-                    return Poll::Ready(ending(ended));
+                    return Poll::Ready(wire.excess().map_or_else(|| Over::of(ended), Over::Excess));
                 }
-                if !is_told && draining.as_mut().poll(cx).is_ready() {
-                    is_told = true;
+                if !patience.is_told && draining.as_mut().poll(cx).is_ready() {
+                    patience.is_told = true;
                     serving.as_mut().graceful_shutdown();
                     continue;
                 }
-                let limit = match goodbye {
-                    // A request that crossed our GOAWAY: its answer may still be on the way to a slow client.
-                    Some(said) if activity.last.get() > said => bounds.keep_alive.max(GOODBYE),
-                    Some(_) => GOODBYE,
-                    None if connection.requests.get() == 0 => bounds.head,
-                    None => bounds.keep_alive,
-                };
-                let is_open = activity.open.get() > 0;
-                let last = if is_open { seen_open } else { activity.last.get() };
-                if !alarm.is_late(cx, goodbye.map_or(last, |said| said.max(last)) + limit) {
-                    return Poll::Pending;
-                }
-                if is_open {
-                    seen_open = Instant::now();
-                } else if goodbye.is_some() {
-                    return Poll::Ready(Ending::quiet("idle", "no request for too long"));
-                } else {
-                    goodbye = Some(Instant::now());
-                    serving.as_mut().graceful_shutdown();
+                match patience.verdict(cx, connection.requests.get(), wire.due(bounds.head)) {
+                    Verdict::Waits => return Poll::Pending,
+                    Verdict::Looks => {}
+                    Verdict::Leaves => serving.as_mut().graceful_shutdown(),
+                    Verdict::Over(over) => return Poll::Ready(over),
                 }
             }
         })
-        .await
+        .await;
+        match ended {
+            Over::Quietly(ending) => ending,
+            Over::Excess(excess) => {
+                // All work for it ends here, before anything else is said.
+                drop(serving);
+                Box::pin(farewell::close(wire.stream(), &socket, wire.goodbye(excess), true)).await;
+                Ending { kind: excess.kind(), why: format!("HTTP/2: {excess}"), answer: None, is_fault: true }
+            }
+        }
+    }
+}
+
+/// Makes a response ready for hyper.
+fn respond(mut response: Response<ReplyBody>, pace: Rc<Pace>) -> Result<Response<Paced>, h2::Error> {
+    if response.extensions().get::<Unanswered>().is_some() {
+        // The stream alone: other streams of a hop are other clients'. Not a code that asks to try again.
+        return Err(h2::Error::from(h2::Reason::CANCEL));
+    }
+    if let Some(id) = response.headers_mut().get_mut(X_REQUEST_ID) {
+        // Not for the table of HPACK (RFC 7541 7.1.3): each is new, and would drive out what repeats.
+        id.set_sensitive(true);
+    }
+    Ok(response.map(|body| Paced::new(body, pace)))
+}
+
+/// How a connection is over.
+enum Over {
+    /// As its ending says; there is nothing to add.
+    Quietly(Ending),
+    /// The client has too much of something, and is told so.
+    Excess(Excess),
+}
+
+impl Over {
+    fn of(ended: hyper::Result<()>) -> Self {
+        Self::Quietly(ending(ended))
+    }
+}
+
+/// The waits for a client, on one alarm.
+struct Patience<'a> {
+    activity: &'a Activity,
+    bounds: Bounds,
+    /// It was told that no more requests are taken, because the edge stops.
+    is_told: bool,
+    /// When it was told so, because it was idle.
+    goodbye: Option<Instant>,
+    /// While streams are open, when that was last seen: the alarm stands all the time, and needs no word from them.
+    seen_open: Instant,
+    alarm: Alarm,
+}
+
+/// What follows from the time that has passed.
+enum Verdict {
+    /// Nothing yet.
+    Waits,
+    /// The deadline has moved.
+    Looks,
+    /// It is idle, and is told that no more requests are taken.
+    Leaves,
+    Over(Over),
+}
+
+impl<'a> Patience<'a> {
+    fn new(activity: &'a Activity, bounds: Bounds) -> Self {
+        let now = Instant::now();
+        Self { activity, bounds, is_told: false, goodbye: None, seen_open: now, alarm: Alarm::default() }
+    }
+
+    /// `owed`: when the rest of a frame is due that has begun.
+    fn verdict(&mut self, cx: &mut Context<'_>, requests: u64, owed: Option<std::time::Instant>) -> Verdict {
+        let (activity, bounds) = (self.activity, &self.bounds);
+        let limit = match self.goodbye {
+            // A request that crossed our GOAWAY: its answer may still be on the way to a slow client.
+            Some(said) if activity.last.get() > said => bounds.keep_alive.max(GOODBYE),
+            Some(_) => GOODBYE,
+            None if requests == 0 => bounds.head,
+            None => bounds.keep_alive,
+        };
+        let is_open = activity.open.get() > 0;
+        let last = if is_open { self.seen_open } else { activity.last.get() };
+        let idle = self.goodbye.map_or(last, |said| said.max(last)) + limit;
+        let owed = owed.map(Instant::from_std);
+        if !self.alarm.is_late(cx, owed.map_or(idle, |owed| owed.min(idle))) {
+            return Verdict::Waits;
+        }
+        if owed.is_some_and(|owed| owed <= Instant::now()) {
+            return Verdict::Over(Over::Excess(Excess::Late));
+        }
+        if is_open {
+            self.seen_open = Instant::now();
+            Verdict::Looks
+        } else if self.goodbye.is_some() {
+            Verdict::Over(Over::Quietly(Ending::quiet("idle", "no request for too long")))
+        } else {
+            self.goodbye = Some(Instant::now());
+            Verdict::Leaves
+        }
     }
 }
 
@@ -161,15 +252,27 @@ fn ending(ended: hyper::Result<()>) -> Ending {
     }
     // A reset by the client is everyday; a broken protocol is worth a record.
     let is_fault = cause.is_some_and(|error| error.is_go_away() && error.is_library());
+    // h2 has budgets of its own, in other units than ours.
+    let is_flood = is_fault && cause.and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM);
     let why = cause.map_or(error.to_string(), ToString::to_string);
-    Ending { kind: "http", why: format!("HTTP/2: {why}"), answer: None, is_fault }
+    Ending { kind: if is_flood { "flood" } else { "http" }, why: format!("HTTP/2: {why}"), answer: None, is_fault }
 }
 
-/// Open streams and tunnels, and when the last one ended.
+/// Open streams and tunnels, when the last one ended, and how many requests are worked on.
 #[derive(Debug)]
 struct Activity {
     open: Cell<usize>,
     last: Cell<Instant>,
+    working: Cell<usize>,
+    /// Requests that wait for a place among those.
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        let (open, working) = (Cell::new(0), Cell::new(0));
+        Self { open, last: Cell::new(Instant::now()), working, waiting: RefCell::default() }
+    }
 }
 
 impl Activity {
@@ -192,6 +295,37 @@ struct Http2 {
     pace: Rc<Pace>,
     /// Present on an extended CONNECT.
     switch: Cell<Option<OnUpgrade>>,
+    has_place: Cell<bool>,
+}
+
+impl Http2 {
+    /// Takes a place among the requests that are worked on, if there is one.
+    ///
+    /// h2 counts streams until they are reset. What counts for us and for endpoints is the work, which goes on until
+    /// its task has noticed (CVE-2023-44487).
+    fn takes_place(&self) -> bool {
+        let working = self.activity.working.get();
+        let is_free = working < MAX_STREAMS as usize;
+        if is_free {
+            self.activity.working.set(working + 1);
+            self.has_place.set(true);
+        }
+        is_free
+    }
+
+    /// Waits for a place. First for the next turn: a request that came together with its own reset ends there, before
+    /// anything was done for it.
+    async fn place(&self) {
+        yield_now().await;
+        poll_fn(|cx| {
+            if self.has_place.get() || self.takes_place() {
+                return Poll::Ready(());
+            }
+            self.activity.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
 }
 
 impl Carrier for Http2 {
@@ -210,6 +344,11 @@ impl Carrier for Http2 {
 
     fn ended(&self) {
         self.activity.leave();
+        if self.has_place.take() {
+            self.activity.working.set(self.activity.working.get().saturating_sub(1));
+        }
+        // All of them, for some may have left meanwhile; there are a hundred at most.
+        self.activity.waiting.take().into_iter().for_each(Waker::wake);
     }
 
     fn body_fault(&self) -> Option<Refusal> {
@@ -261,133 +400,5 @@ impl AsyncWrite for OpenStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// Whether the client takes what one stream has for it.
-///
-/// RFC 9113 5.2: the window is the client's to open. A stream whose window stays closed costs its client nothing,
-/// and us a response, a connection to an endpoint and the work behind it; the socket's own patience never
-/// notices, because the other streams go on.
-#[derive(Debug)]
-struct Pace {
-    limit: Cell<Duration>,
-    piece: Cell<Piece>,
-}
-
-/// The last piece that was handed to a stream.
-#[derive(Clone, Copy, Debug)]
-enum Piece {
-    /// It was taken, or there is none.
-    Taken,
-    /// It may have to wait. The clock is only read if it does.
-    Fresh,
-    /// It waits to be taken.
-    Waits(Instant),
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { limit: Cell::new(Timeouts::default().send), piece: Cell::new(Piece::Taken) }
-    }
-
-    /// True when a piece has waited too long; else the task is woken then.
-    fn is_late(&self, cx: &mut Context<'_>, alarm: &mut Alarm) -> bool {
-        let since = match self.piece.get() {
-            Piece::Taken => return false,
-            Piece::Fresh => Instant::now(),
-            Piece::Waits(since) => since,
-        };
-        self.piece.set(Piece::Waits(since));
-        alarm.is_late(cx, since + self.limit.get())
-    }
-}
-
-/// A response body, in pieces that a slow client can take in time.
-struct Paced {
-    body: ReplyBody,
-    /// What is left of a larger piece.
-    piece: Bytes,
-    pace: Rc<Pace>,
-}
-
-/// The largest piece: a frame of HTTP/2 (RFC 9113 6.5.2), so that within the limit some hundred bytes a second suffice.
-const PIECE: usize = 16 << 10;
-
-impl http_body::Body for Paced {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        // hyper asks for more when the piece before was taken.
-        self.pace.piece.set(Piece::Taken);
-        if self.piece.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) => self.piece = data,
-                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
-                None => return Poll::Ready(None),
-            }
-        }
-        self.pace.piece.set(Piece::Fresh);
-        let length = self.piece.len().min(PIECE);
-        Poll::Ready(Some(Ok(Frame::data(self.piece.split_to(length)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.piece.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let mut hint = self.body.size_hint();
-        let left = self.piece.len() as u64;
-        match hint.exact() {
-            Some(exact) => hint.set_exact(exact + left),
-            None => hint.set_lower(hint.lower() + left),
-        }
-        hint
-    }
-}
-
-/// Runs streams on the worker's own thread, and ends each whose client takes nothing: hyper resets it then.
-#[derive(Clone, Default)]
-struct Streams(
-    /// The pace of the stream that the service was just called for: hyper runs it next.
-    Rc<Cell<Option<Rc<Pace>>>>,
-);
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future + 'static,
-{
-    fn execute(&self, future: F) {
-        let Some(pace) = self.0.take() else {
-            // The writing half of a tunnel, which has limits of its own.
-            tokio::task::spawn_local(future);
-            return;
-        };
-        tokio::task::spawn_local(PacedStream { stream: future, pace, alarm: Alarm::default() });
-    }
-}
-
-pin_project! {
-    /// The work on a stream, as long as its client keeps pace.
-    struct PacedStream<F> {
-        #[pin]
-        stream: F,
-        pace: Rc<Pace>,
-        alarm: Alarm,
-    }
-}
-
-impl<F: Future> Future for PacedStream<F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        if this.stream.poll(cx).is_ready() || this.pace.is_late(cx, this.alarm) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
     }
 }

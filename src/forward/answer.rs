@@ -17,8 +17,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::Lease;
 use super::connect::EndpointStream;
+use super::lease::Lease;
 use super::link::Link;
 use super::pool::InFlight;
 use crate::body::BodyError;
@@ -245,6 +245,13 @@ impl AnswerBody {
             }
             body
         })
+    }
+
+    /// Limits how much is read at once, for a client that is slow to take it.
+    pub fn limit_read(&mut self, most: Option<usize>) {
+        if let Some(lease) = &mut self.lease {
+            lease.link.intake.limit(most);
+        }
     }
 
     /// The last byte is here: the connection serves again, if both sides agree.

@@ -17,6 +17,8 @@ pub struct Intake {
     pub read: BytesMut,
     /// How much the next read asks for.
     step: usize,
+    /// The most that it may ask for.
+    most: usize,
 }
 
 /// The first read: most answers of an API fit whole, and an idle connection may keep it.
@@ -28,14 +30,15 @@ const LAST_STEP: usize = 32 << 10;
 impl Intake {
     /// Nothing was read.
     pub fn new() -> Self {
-        Self { read: BytesMut::new(), step: FIRST_STEP }
+        Self { read: BytesMut::new(), step: FIRST_STEP, most: LAST_STEP }
     }
 
     /// Reads more, straight to where it is used. 0 is the end of the stream.
     pub fn poll_fill<S: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, stream: &mut S) -> Poll<io::Result<usize>> {
-        if self.read.capacity() - self.read.len() < self.step / 2 {
+        let step = self.step.min(self.most);
+        if self.read.capacity() - self.read.len() < step / 2 {
             // Memory that was handed on and is free again is taken back.
-            self.read.reserve(self.step);
+            self.read.reserve(step);
         }
         let asked = self.read.capacity() - self.read.len();
         let filled = pin!(stream.read_buf(&mut self.read)).poll(cx);
@@ -55,9 +58,14 @@ impl Intake {
         })
     }
 
+    /// Limits what is read at once, or no more: what is read for somebody who does not take it stays in memory.
+    pub fn limit(&mut self, most: Option<usize>) {
+        self.most = most.unwrap_or(LAST_STEP);
+    }
+
     /// A large exchange is over: its memory is given back.
     pub fn shrink(&mut self) {
-        if self.step > FIRST_STEP && self.read.is_empty() {
+        if (self.step > FIRST_STEP || self.most < LAST_STEP) && self.read.is_empty() {
             *self = Self::new();
         }
     }

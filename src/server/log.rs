@@ -179,14 +179,16 @@ fn write_lines(inbox: &Receiver<String>, sink: &Sink) {
     }
 }
 
-/// Least severe level that passes. Of other crates only warnings do: their `debug` is for their authors.
+/// Least severe level that passes. Of other crates only warnings do: their `debug` is for their authors. And of HTTP/2
+/// not even those: what it warns of, any client can do at will.
 #[derive(Debug)]
 struct Threshold(LevelFilter);
 
 impl<S: Subscriber> Layer<S> for Threshold {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let is_ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
-        *metadata.level() <= self.0 && (is_ours || *metadata.level() <= Level::WARN)
+        let of = |name: &str| metadata.target().starts_with(name);
+        let least = if of("h2::") || of("hyper::") { Level::ERROR } else { Level::WARN };
+        *metadata.level() <= self.0 && (of(env!("CARGO_PKG_NAME")) || *metadata.level() <= least)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, Method, request};
 
 use super::access::Access;
+use super::limit::Limiters;
 use super::policy::{Embed, ErrorPage, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Timeouts};
 use super::upstream::Upstream;
 
@@ -26,6 +27,8 @@ pub struct Route {
     pub timeouts: Timeouts,
     /// Size limits.
     pub limits: Limits,
+    /// Limits that remember who came before; `None` without any.
+    pub limiters: Option<Box<Limiters>>,
     /// Header edits.
     pub headers: HeaderOps,
     /// Origin policy; `None` leaves it to the upstream.

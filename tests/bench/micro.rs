@@ -385,6 +385,7 @@ fn record_request(rounds: Rounds, target: &str, shown: &str) {
         by: Responder::Upstream,
         code: None,
         cause: None,
+        limit: None,
         upstream: Some("127.0.0.1:18789"),
         via_port: Some(41_522),
         upgrade: false,

@@ -2,6 +2,7 @@
 // then reads; it is told by the very line that the edge prints, and all else follows. Arguments: edge, outside, work.
 
 import { attributionExplained, identityHeaders, localAttribution } from "./checks/attribution.mjs";
+import { balancer } from "./checks/balancer.mjs";
 import { controlUi } from "./checks/browser.mjs";
 import { foreignOrigin, largestFrames, handshakes } from "./checks/protocol.mjs";
 import { restart } from "./checks/restart.mjs";
@@ -47,6 +48,7 @@ try {
   await forgedHeaders(scene);
   await pairing(scene);
   await surfaceLinks(scene);
+  await balancer(scene);
   await eventStreams(scene);
   await largeHeader(scene);
   await tools(scene);

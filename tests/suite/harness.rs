@@ -15,7 +15,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub(crate) use edge::{Edge, Run, run_in};
-pub(crate) use http2::{H2, H2Reply, Outcome, RawH2, field, read as read_h2};
+pub(crate) use http2::{Frame, H2, H2Reply, Outcome, RawH2, field, read as read_h2};
 pub(crate) use mmdb::mmdb;
 pub(crate) use tls::{ClientTls, SelfSigned, TestCa, handshake_at};
 pub(crate) use upstream::{Answer, Scripted, Seen, Upstream, UpstreamWire};

@@ -6,10 +6,10 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-use super::farewell::{LINGER, LINGER_BYTES};
 use super::line::MAX_AHEAD;
 use super::*;
 use crate::body::Body as OwnBody;
+use crate::connection::farewell::{LINGER, LINGER_BYTES};
 use crate::framing::tests::corpus;
 
 const HEAD: Duration = Duration::from_secs(30);

@@ -245,6 +245,11 @@ impl RawH2 {
         within("the edge takes a frame", self.wire.try_send(bytes)).await.is_ok()
     }
 
+    /// Writes bytes as they stand, and says whether the edge took them.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
+        within("the edge takes frames", self.wire.try_send(bytes)).await.is_ok()
+    }
+
     /// Writes HEADERS with these fields as they stand.
     pub(crate) async fn headers(&mut self, stream: u32, fields: &[(&str, &str)], end: bool) -> bool {
         let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect();

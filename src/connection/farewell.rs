@@ -12,22 +12,24 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
-use super::line::Line;
+use super::socket::SocketHandle;
 use crate::scratch;
 
 /// A client that takes no bytes may delay the close for so long. Then we read on for as long again.
 /// Our choice: some round trips.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(2);
 
 /// At most so many bytes are discarded; a client that sends more gets the reset.
-pub(super) const LINGER_BYTES: usize = 1 << 20;
+pub const LINGER_BYTES: usize = 1 << 20;
 
 /// Writes `answer`, closes our side, and lingers if the client may still be sending.
-pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(line: &Line<S>, mut answer: Bytes, lingers: bool) {
-    let stream = line.stream();
+pub async fn close<S>(stream: &RefCell<S>, socket: &SocketHandle, mut answer: Bytes, lingers: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     if answer.is_empty() {
         // What TLS still says is the last write.
-        line.socket().ends();
+        socket.ends();
     }
     let closing = async {
         while !answer.is_empty() {
@@ -39,7 +41,7 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(line: &Line<S>, mut
         on(stream, AsyncWrite::poll_flush).await?;
         on(stream, AsyncWrite::poll_shutdown).await
     };
-    if matches!(timeout(LINGER, closing).await, Ok(Ok(()))) && lingers && !line.is_eof() {
+    if matches!(timeout(LINGER, closing).await, Ok(Ok(()))) && lingers {
         let mut budget = LINGER_BYTES;
         let discarding = async {
             while budget > 0 {
