@@ -29,6 +29,7 @@ limits.body = "20MiB"
 timeouts.response_head = "120s"
 timeouts.idle = "10m"
 hold = "15s"
+health = { path = "/startupz", timeout = "5s", failures = 3, why = "a busy gateway is silent for seconds, and /readyz fails for one broken channel" }
 "#;
 
 /// Any server of WebSockets.

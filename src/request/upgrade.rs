@@ -130,6 +130,7 @@ pub fn conclude(
         _ => return Ok(reply::from_endpoint(exchange, answer, forward)),
     };
     if let Some(doubt) = doubt {
+        answer.note(Failure::Upgrade);
         let label = &answer.endpoint.label;
         let detail = format!("{label}: {doubt} (status {})", status.as_u16()).into();
         return Err(Refusal::Failed { failure: Failure::Upgrade, detail });
