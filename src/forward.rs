@@ -101,7 +101,8 @@ impl Upstreams {
     pub async fn send(&self, upload: &mut Option<Upload>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
         let hold = if plan.meter.is_none() { plan.upstream.hold } else { Duration::ZERO };
         let mut place = match &plan.upstream.bound {
-            Some(bound) => Some(self.enter(plan.upstream, bound).await?),
+            // Boxed, as what is rare: every request would have to have room for it.
+            Some(bound) => Some(Box::pin(self.enter(plan.upstream, bound)).await?),
             None => None,
         };
         let DialError { failure, detail } = match self.send_to_any(upload, plan, &mut place).await? {
@@ -209,11 +210,12 @@ impl Upstreams {
         for (turn, at) in self.order(plan).enumerate() {
             let endpoint = &endpoints[at];
             let live = self.pool.live(endpoint);
-            if turn == 0
-                && let Some(probe) = &plan.upstream.probe
+            if let Some(probe) = &plan.upstream.probe
                 && live.health(endpoint, probe, self.pool.board()) == Health::NotReady
             {
-                return Ok(Sent::Nowhere(self.shut(plan.upstream, probe)));
+                // Those after it are no better.
+                last.get_or_insert_with(|| self.shut(plan.upstream, probe));
+                break;
             }
             if let Some(upload) = upload.as_mut().filter(|_| turn == 0 || *plan.host == HostPolicy::Upstream) {
                 upload.write_head(host(plan.host, endpoint).as_ref());
@@ -256,8 +258,7 @@ impl Upstreams {
         Ok(Sent::Nowhere(last.unwrap_or(DialError { failure: Failure::Unroutable, detail: "no endpoint".into() })))
     }
 
-    /// Why nobody is asked at all: every endpoint says itself, by 5xx to its probes, that it takes no requests now. The
-    /// first in the order does, and it is the best.
+    /// Why nobody is asked at all: every endpoint says itself, by 5xx to its probes, that it takes no requests now.
     ///
     /// Silence does not shut an upstream. With another endpoint the healthy one is asked; without one the probe may be what
     /// is wrong, or the gateway only busy, and a request that is tried has the outcome that it would have without probes:

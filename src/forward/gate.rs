@@ -62,8 +62,7 @@ impl Gate {
             permit.forget();
             return Ok(Place(Arc::clone(self)));
         }
-        // Boxed, as what is rare.
-        let entered = Box::pin(self.wait(bound)).await;
+        let entered = self.wait(bound).await;
         if entered.is_err() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Answer, Edge, Reply, Scripted, Seen, Upstream, accept_key, frame, site, upgrade_request, within};
+use crate::harness::{
+    Answer, Edge, Reply, Scripted, Seen, TestCa, Upstream, accept_key, frame, site, upgrade_request, within,
+};
 
 /// A path that only probes ask for.
 const CHECK: &str = "/startupz";
@@ -270,6 +272,43 @@ async fn the_preset_of_the_gateway_checks_its_startup() {
     let edge = Edge::start(&off).await;
     assert!(edge.reload_with(&off).await && edge.get("a.test", "/").await.status == 200);
     assert!(other.seen().iter().all(|seen| seen.target != CHECK));
+}
+
+/// N-28: an endpoint that is reached by TLS is checked by TLS, verified as for requests.
+#[tokio::test]
+async fn an_endpoint_is_checked_by_the_tls_that_requests_use() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let dir = tempfile::TempDir::new().unwrap();
+    let ca = TestCa::new("upstreams");
+    ca.write(&dir.path().join("ca.pem"));
+    let (chain, key) = ca.issue("inner.example.com");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key.clone_key())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
+            let is_asked = tls.read(&mut [0; 4096]).await.is_ok_and(|length| length > 0);
+            if is_asked && tls.write_all(b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n").await.is_ok() {
+                tls.shutdown().await.ok();
+            }
+        }
+    });
+    for (name, why) in [("inner.example.com", "is answered with 503"), ("other.example.com", "TLS with")] {
+        let tls = format!("tls = {{ ca = {:?}, server_name = {name:?} }}", dir.path().join("ca.pem"));
+        let edge = Edge::start(&config(&[&format!("https://{address}")], &format!("{tls}\n{EAGER}"))).await;
+        let told = edge.event("unhealthy").await;
+        assert!(told["why"].as_str().unwrap().contains(why), "{told}");
+    }
+    serving.abort();
 }
 
 /// N-27: an endpoint at a unix socket is checked there.
