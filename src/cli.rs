@@ -4,6 +4,8 @@
 //! output, complaints to standard error; colours only where a terminal is.
 
 mod certs;
+mod password;
+mod status;
 pub mod trust;
 
 use std::io::{self, Write};
@@ -60,6 +62,8 @@ enum Command {
         #[command(subcommand)]
         command: certs::Command,
     },
+    /// Show how the running edge does: sites, upstreams, tunnels, limits, reloads
+    Status(status::StatusArgs),
     /// Make this machine trust the local certificate authority
     Trust {
         #[command(flatten)]
@@ -68,6 +72,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         export: Option<PathBuf>,
     },
+    /// Hash a password for a users file of `[auth]`
+    HashPassword(password::HashArgs),
     /// Restore a configuration that was in force: the one before, or the Nth of the list
     Rollback {
         /// Only list those that are kept
@@ -174,7 +180,9 @@ fn execute(command: Command) -> io::Result<Exit> {
             Ok(Exit::Fine)
         }
         Command::Certs { command } => certs::certs(&command),
+        Command::Status(args) => status::status(&args),
         Command::Trust { file, export } => trust(&file, export.as_deref()),
+        Command::HashPassword(args) => password::hash_password(&args),
         Command::Rollback { list, choice, file, storage } => rollback(&file, storage.as_deref(), list, choice),
         Command::Man { command } => man(command.as_deref()),
     }

@@ -44,7 +44,7 @@ use connect::DialError;
 use gate::{Gate, Place};
 use lease::{Lease, Rest};
 use link::Link;
-use pool::{Live, Pool};
+use pool::{EndpointFacts, Live, Pool};
 use upload::Upload;
 
 /// All upstreams, as one worker sees them.
@@ -94,6 +94,11 @@ impl Upstreams {
         self.gates.borrow_mut().clear();
     }
 
+    /// What is known of all endpoints that were used.
+    pub fn facts(&self) -> Vec<EndpointFacts> {
+        self.pool.facts()
+    }
+
     /// Sends a request, which is taken, and waits for the head of its response.
     ///
     /// # Errors
@@ -141,6 +146,7 @@ impl Upstreams {
         let upstream = plan.upstream;
         let live = self.pool.live(&upstream.endpoints[0]);
         let pulse = upstream.probe.as_ref().map(|probe| self.pool.board().pulse(&upstream.endpoints[0], probe));
+        let _held = live.hold();
         loop {
             self.tell_held(&last.detail, hold);
             let recovered = async {
@@ -234,7 +240,7 @@ impl Upstreams {
                     Err(Lost::Failed(refusal)) => return Err(failed(&live, has_others, refusal)),
                 }
             }
-            let tls = tls_of(endpoint, &live)?;
+            let tls = tls_of(endpoint, &live).map_err(|refusal| failed(&live, has_others, refusal))?;
             // Boxed, as what is rare: every request would have to have room for it.
             match Box::pin(connect::dial(endpoint, tls, plan.timeouts.connect)).await {
                 Ok(link) => match attempt(link, upload, &live, endpoint, plan, Instant::now(), place).await {
@@ -304,8 +310,8 @@ impl Upstreams {
 
 /// Notes a failure that a request was lost by. What the client did is no fault of the endpoint's.
 fn failed(live: &Live, has_others: bool, refusal: Refusal) -> Refusal {
-    if let Refusal::Failed { failure, .. } = refusal {
-        live.vitals.failed(failure, has_others);
+    if let Refusal::Failed { failure, detail } | Refusal::Unreachable { failure, detail } = &refusal {
+        live.failed(*failure, detail, has_others);
     }
     refusal
 }
@@ -313,7 +319,7 @@ fn failed(live: &Live, has_others: bool, refusal: Refusal) -> Refusal {
 /// Notes that an endpoint did not take a connection, and says so. O-08: a moment after it has said that it goes away,
 /// that is a restart.
 fn unreached(live: &Live, has_others: bool, error: DialError) -> DialError {
-    live.vitals.failed(error.failure, has_others);
+    live.failed(error.failure, &error.detail, has_others);
     match error.failure {
         Failure::Refused | Failure::Closed | Failure::Reset if live.vitals.is_restarting() => {
             let detail = format!("{}; it said a moment ago that it goes away", error.detail).into();
@@ -434,6 +440,7 @@ async fn attempt(
     let rest = upload.take().filter(|_| is_writing).map(|upload| write_on(upload, &link, plan));
     live.vitals.answered(head.status() == StatusCode::SERVICE_UNAVAILABLE);
     let via_port = link.via_port;
+    live.succeeded(now);
     let (live, place) = (Rc::clone(live), place.take());
     let lease = Lease { link, live, endpoint: Arc::clone(endpoint), rest, in_flight, place };
     let response = AnswerBody::new(head, lease, plan.timeouts.idle);

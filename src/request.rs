@@ -4,12 +4,15 @@
 //! client gets one answer and the log gets one record (`request/exchange.rs`). No path sends
 //! anything upstream without the edge's own forwarding headers, written last.
 
+pub mod auth;
 pub mod exchange;
+mod hook;
 mod host;
 mod judge;
 mod limit;
 mod outgoing;
 pub mod reply;
+mod service;
 pub mod upgrade;
 
 use std::cell::Cell;
@@ -19,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
@@ -28,11 +31,13 @@ use crate::access_log::AccessLog;
 use crate::addr::{HostBuffer, ListenAddr, PeerAddr};
 use crate::body::collect::{CollectError, collect};
 use crate::body::{Body, BodyError, Bounds, Inbound, Meter, Stream};
-use crate::drain::Drain;
+use crate::drain::{Drain, Phase};
 use crate::forward::tunnel::{Duplex, End};
 use crate::forward::upload::Upload;
 use crate::forward::{Plan, Upstreams};
+use crate::metrics::Meters;
 use crate::policy::limits::Limits;
+use crate::policy::password::Passwords;
 use crate::policy::{self, headers};
 use crate::refusal::Refusal;
 use crate::site::route::{Action, Forward, NoRoute, Route};
@@ -58,8 +63,12 @@ pub struct Parts {
     pub log: AccessLog,
     /// What a CA may ask for.
     pub proofs: Arc<ProofBoard>,
+    /// Who has logged in.
+    pub auth: Arc<Passwords>,
     /// This worker's connections to endpoints.
     pub upstreams: Upstreams,
+    /// What this worker counts with.
+    pub metrics: Meters,
     /// The live state of limits, of all workers.
     pub limits: Arc<Limits>,
 }
@@ -132,6 +141,11 @@ async fn answer(
     let generation = Arc::clone(&exchange.generation);
     let table = &generation.table;
 
+    if let Some(path) = &table.edge.admin.health
+        && let Some(health) = health(exchange, head, path)
+    {
+        return Ok(Reply::own(health)); // before the host: who asks by address must find it (N-09)
+    }
     let upgrade = Upgrade::wanted(head)?;
     let host = RequestHost::of(head)?;
     if let Some(proof) = proof(exchange, head, &host) {
@@ -177,6 +191,15 @@ async fn answer(
     {
         return Err(Refusal::Origin);
     }
+    // Boxed, as what is rare: every request would have to have room for it.
+    if !route.auth.is_empty()
+        && let Some(answer) = Box::pin(auth::admit(exchange, head, &host, &route, is_tunnel)).await?
+    {
+        return Ok(answer);
+    }
+    if !route.hooks.is_empty() {
+        Box::pin(hook::ask_all(exchange, head, &route, is_tunnel)).await?;
+    }
 
     match &route.action {
         Action::Redirect(to) => {
@@ -196,6 +219,22 @@ async fn answer(
         }
         Action::Forward(forward) => pass_on(exchange, head, incoming, &host, &route, forward, upgrade).await,
     }
+}
+
+/// The answer to a load balancer that asks whether the edge serves. It says nothing of upstreams.
+fn health(exchange: &Exchange, head: &request::Parts, path: &str) -> Option<Response<Body>> {
+    if head.uri.path() != path || !matches!(head.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let (status, text) = match exchange.parts.drain.phase() {
+        Phase::Serving => (StatusCode::OK, "ok\n"),
+        Phase::Draining | Phase::CutTunnels | Phase::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    };
+    let mut response = Response::new(Body::full(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Some(response)
 }
 
 /// The answer to a CA that looks for a proof of an order that runs (RFC 8555 8.3).
@@ -301,11 +340,13 @@ async fn request_body(
     let is_open_end = incoming.size_hint().exact() == Some(0);
     let meter = Meter::new();
     exchange.request_meter = Some(Rc::clone(&meter));
+    let says_who = !exchange.generation.table.identity_headers.is_empty();
+    let clean = if says_who { headers::drop_trailers } else { headers::clean_trailers };
     // Who streams without a length may rightly have long little to say.
     let is_rated = forward.collect_request || incoming.size_hint().exact().is_some();
     let rate = if is_rated { route.limits.body_rate } else { 0 };
     let bounds = Bounds { bytes: route.limits.body, silence: route.timeouts.request_body, rate };
-    let stream = Stream::new(incoming, bounds, headers::clean_trailers, meter);
+    let stream = Stream::new(incoming, bounds, clean, meter);
     let body = Body::Stream(Box::new(stream));
     if !forward.collect_request && !is_open_end {
         return Ok(body);

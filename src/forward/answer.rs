@@ -44,15 +44,14 @@ impl Answer {
     /// Notes that what it says is a failure of the endpoint's all the same.
     pub fn note(&self, failure: Failure) {
         if let Some(lease) = &self.response.body().lease {
-            lease.live.vitals.failed(failure, false);
+            lease.live.failed(failure, "it did not open the WebSocket", false);
         }
     }
 
     /// The stream after a 101 with what came early on it, and the place in the endpoint's count.
     pub fn into_tunnel(self) -> Option<(EndpointStream, Bytes, InFlight)> {
-        let (link, mut in_flight) = self.response.into_body().lease?.into_parts();
+        let (link, in_flight) = self.response.into_body().lease?.into_parts();
         let (stream, early) = link.into_stream()?;
-        in_flight.become_tunnel();
         // Copied, because a view of the buffer, even an empty one, keeps all of it in memory for days.
         Some((stream, Bytes::copy_from_slice(&early), in_flight))
     }

@@ -1,12 +1,12 @@
-//! What the whole process knows of each endpoint: how often and how it failed, whether it is kept out for a while,
-//! whether it is about to restart, what its probes say, and how much is in flight.
+//! What the whole process knows of each endpoint: whether it is kept out for a while because it failed, whether it is
+//! about to restart, and what its probes say; and the places of bounded upstreams.
 //!
 //! Workers write as requests end, `health` as probes do, and whoever shows the state reads. All of it is atomic; the
 //! locks here are for finding an endpoint, never on the path of a request.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -34,25 +34,6 @@ pub struct Check {
     pub endpoint: EndpointId,
     /// How.
     pub probe: Arc<Probe>,
-}
-
-/// What is known of one endpoint now, for whoever shows it.
-#[derive(Clone, Debug)]
-pub struct Reading {
-    /// Its address.
-    pub label: Arc<str>,
-    /// What each of its probes says.
-    pub health: Vec<Health>,
-    /// Requests in flight, without tunnels.
-    pub requests: usize,
-    /// Tunnels that stand.
-    pub tunnels: usize,
-    /// Whether others are preferred because it failed again and again.
-    pub is_ejected: bool,
-    /// Whether it has said a moment ago that it goes away.
-    pub is_restarting: bool,
-    /// How often it failed since the start, in each way.
-    pub failures: [(Failure, u64); Failure::ALL.len()],
 }
 
 impl Default for Board {
@@ -112,21 +93,6 @@ impl Board {
         });
     }
 
-    /// What is known of all endpoints, in the order of their addresses.
-    pub fn read(&self) -> Vec<Reading> {
-        let pulses: Vec<_> = lock(&self.pulses).iter().map(|(check, pulse)| (check.endpoint, pulse.health())).collect();
-        let vitals = lock(&self.vitals);
-        let mut all: Vec<Reading> = vitals
-            .iter()
-            .map(|(identity, vitals)| {
-                let mine = pulses.iter().filter(|(endpoint, _)| endpoint == identity);
-                vitals.read(mine.map(|(_, health)| *health).collect())
-            })
-            .collect();
-        all.sort_by(|a, b| a.label.cmp(&b.label));
-        all
-    }
-
     /// How full each bounded upstream is, by its name.
     pub fn read_gates(&self) -> Vec<(Arc<str>, GateReading)> {
         let gates = lock(&self.gates);
@@ -136,13 +102,15 @@ impl Board {
     }
 }
 
-/// All upstreams that a table sends to; one stands as often as routes name it.
+/// All upstreams that a table sends to, services that it asks about requests included; one stands as often as routes
+/// name it.
 pub fn upstreams(table: &SiteTable) -> impl Iterator<Item = &Arc<Upstream>> {
-    let routes = table.sites().iter().flat_map(|site| site.routes.iter());
-    routes.filter_map(|route| match &route.action {
+    let routes = || table.sites().iter().flat_map(|site| site.routes.iter());
+    let forwards = routes().filter_map(|route| match &route.action {
         Action::Forward(forward) => Some(&forward.upstream),
         Action::Redirect(_) | Action::Respond(_) => None,
-    })
+    });
+    forwards.chain(routes().flat_map(|route| route.services()).map(|service| &service.upstream))
 }
 
 /// The endpoints of an upstream, each with its probe, if it has one.
@@ -151,12 +119,11 @@ pub fn probed(upstream: &Upstream) -> impl Iterator<Item = (&Arc<Endpoint>, &Arc
     upstream.endpoints.iter().filter_map(move |endpoint| Some((endpoint, probe?)))
 }
 
-/// The failures and the load of one endpoint.
+/// What the failures of one endpoint have come to.
 #[derive(Debug)]
 pub struct Vitals {
     label: Arc<str>,
     clock: Clock,
-    failed: [AtomicU64; Failure::ALL.len()],
     /// Failures in a row.
     strikes: AtomicU32,
     /// How often in a row it was ejected.
@@ -165,38 +132,6 @@ pub struct Vitals {
     ejected_until: AtomicU64,
     /// When it last said that it goes away; 0 for never.
     went_away: AtomicU64,
-    shares: Mutex<Vec<Weak<Share>>>,
-}
-
-/// One worker's part of an endpoint's load. Only that worker writes it, so that counting costs no more than in a
-/// variable of its own.
-#[derive(Debug, Default)]
-pub struct Share {
-    /// Requests and tunnels.
-    pub in_flight: Tally,
-    /// Those that are tunnels.
-    pub tunnels: Tally,
-}
-
-/// A count that one thread writes and all may read.
-#[derive(Debug, Default)]
-pub struct Tally(AtomicUsize);
-
-impl Tally {
-    /// The count.
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// One more.
-    pub fn raise(&self) {
-        self.0.store(self.count() + 1, Ordering::Relaxed);
-    }
-
-    /// One less.
-    pub fn lower(&self) {
-        self.0.store(self.count().saturating_sub(1), Ordering::Relaxed);
-    }
 }
 
 /// How much of an endpoint is left to choose it by: the better comes first.
@@ -236,27 +171,15 @@ impl Vitals {
         Self {
             label,
             clock,
-            failed: Default::default(),
             strikes: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             went_away: AtomicU64::new(0),
-            shares: Mutex::default(),
         }
-    }
-
-    /// A worker begins to use the endpoint.
-    pub fn share(&self) -> Arc<Share> {
-        let share = Arc::new(Share::default());
-        let mut shares = lock(&self.shares);
-        shares.retain(|share| share.strong_count() > 0);
-        shares.push(Arc::downgrade(&share));
-        share
     }
 
     /// A request failed by the endpoint's fault. Ejects it when it was one too many and others can do its work.
     pub fn failed(&self, failure: Failure, has_others: bool) {
-        self.failed[failure as usize].fetch_add(1, Ordering::Relaxed);
         let strikes = self.strikes.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if has_others && strikes >= STRIKES {
             self.eject(failure);
@@ -334,22 +257,6 @@ impl Vitals {
         // 61 and 100 have no common factor: a hundred requests in a row meet each place once, well mixed.
         let place = (turn % 100 * 61 % 100) as u64;
         if place < percent { Standing::Usable } else { Standing::Reserve }
-    }
-
-    fn read(&self, health: Vec<Health>) -> Reading {
-        let shares: Vec<_> = lock(&self.shares).iter().filter_map(Weak::upgrade).collect();
-        let tunnels = shares.iter().map(|share| share.tunnels.count()).sum();
-        let in_flight: usize = shares.iter().map(|share| share.in_flight.count()).sum();
-        let count = |failure: Failure| (failure, self.failed[failure as usize].load(Ordering::Relaxed));
-        Reading {
-            label: Arc::clone(&self.label),
-            health,
-            requests: in_flight.saturating_sub(tunnels),
-            tunnels,
-            is_ejected: self.clock.now() < self.ejected_until.load(Ordering::Relaxed),
-            is_restarting: self.is_restarting(),
-            failures: Failure::ALL.map(count),
-        }
     }
 }
 
@@ -520,7 +427,7 @@ mod tests {
         for _ in 0..100 {
             vitals.failed(Failure::Refused, false);
         }
-        assert_eq!((share(&vitals), vitals.read(Vec::new()).failures[0]), (100, (Failure::Refused, 100)));
+        assert_eq!(share(&vitals), 100);
     }
 
     #[tokio::test(start_paused = true)]

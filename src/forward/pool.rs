@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::board::{Board, Health, Pulse, Share, Vitals, upstreams};
+use super::board::{Board, Health, Pulse, Vitals, upstreams};
 use super::link::Link;
+use crate::refusal::Failure;
 use crate::site::SiteTable;
 use crate::site::upstream::{Endpoint, EndpointId, Probe};
 
@@ -29,17 +30,40 @@ pub struct Pool {
 pub struct Live {
     /// What all workers know of it together.
     pub vitals: Arc<Vitals>,
-    /// This worker's part of its load.
-    share: Arc<Share>,
     idle: RefCell<Vec<Idle>>,
+    in_flight: Cell<usize>,
     /// Probes that were asked about, with what they say: found once a second, and not for each request.
     pulses: RefCell<Vec<(Arc<Probe>, Arc<Pulse>)>>,
     /// Set after a connection failed: others are preferred until then.
     avoided_until: Cell<Option<Instant>>,
+    /// When it last answered.
+    answered: Cell<Option<Instant>>,
+    /// The last failure: when, and what was seen.
+    last_failure: RefCell<Option<(Instant, Box<str>)>>,
+    failures: RefCell<Vec<(Failure, u64)>>,
     /// Requests that are held for an upstream wait at its first endpoint.
     pub queue: Queue,
     /// TLS towards it, built at the first connection.
     pub tls: OnceCell<Arc<rustls::ClientConfig>>,
+}
+
+/// What one worker knows of one endpoint, as plain values for another thread.
+#[derive(Clone, Debug)]
+pub struct EndpointFacts {
+    /// Which.
+    pub identity: EndpointId,
+    /// Requests and tunnels there.
+    pub in_flight: usize,
+    /// Connections kept for the next request.
+    pub idle: usize,
+    /// Requests that wait for its return.
+    pub held: usize,
+    /// When it last answered.
+    pub answered: Option<Instant>,
+    /// The last failure: when, and what was seen.
+    pub last_failure: Option<(Instant, Box<str>)>,
+    /// Failures by how.
+    pub failures: Vec<(Failure, u64)>,
 }
 
 #[derive(Debug)]
@@ -52,8 +76,20 @@ struct Idle {
 /// thousand must not storm a gateway that is about to start.
 #[derive(Debug, Default)]
 pub struct Queue {
+    waiting: Cell<usize>,
     next_turn: Cell<Option<Instant>>,
     is_back: Notify,
+}
+
+/// Counts one request that is held until it is dropped.
+#[derive(Debug)]
+pub struct Held(Rc<Live>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let waiting = &self.0.queue.waiting;
+        waiting.set(waiting.get().saturating_sub(1));
+    }
 }
 
 impl Queue {
@@ -88,10 +124,7 @@ const TURN: Duration = Duration::from_millis(200);
 
 /// Counts one request or tunnel at an endpoint until it is dropped.
 #[derive(Debug)]
-pub struct InFlight {
-    live: Rc<Live>,
-    is_tunnel: bool,
-}
+pub struct InFlight(Rc<Live>);
 
 impl Pool {
     /// Nothing known yet.
@@ -112,6 +145,11 @@ impl Pool {
         let live = Rc::new(Live::new(self.board.vitals(endpoint)));
         self.endpoints.borrow_mut().insert(endpoint.identity, Rc::clone(&live));
         live
+    }
+
+    /// What is known of all endpoints that were used.
+    pub fn facts(&self) -> Vec<EndpointFacts> {
+        self.endpoints.borrow().iter().map(|(identity, live)| live.facts(*identity)).collect()
     }
 
     /// Drops the idle connections of endpoints that no site names any more, and those too old.
@@ -137,9 +175,12 @@ impl Pool {
 impl Live {
     fn new(vitals: Arc<Vitals>) -> Self {
         Self {
-            share: vitals.share(),
             vitals,
             idle: RefCell::default(),
+            in_flight: Cell::default(),
+            answered: Cell::default(),
+            last_failure: RefCell::default(),
+            failures: RefCell::default(),
             pulses: RefCell::default(),
             avoided_until: Cell::default(),
             queue: Queue::default(),
@@ -191,13 +232,47 @@ impl Live {
 
     /// Requests and tunnels of this worker at the endpoint.
     pub fn in_flight(&self) -> usize {
-        self.share.in_flight.count()
+        self.in_flight.get()
     }
 
     /// Counts one more.
     pub fn enter(self: &Rc<Self>) -> InFlight {
-        self.share.in_flight.raise();
-        InFlight { live: Rc::clone(self), is_tunnel: false }
+        self.in_flight.set(self.in_flight.get() + 1);
+        InFlight(Rc::clone(self))
+    }
+
+    /// Counts one more that is held for its return.
+    pub fn hold(self: &Rc<Self>) -> Held {
+        self.queue.waiting.set(self.queue.waiting.get() + 1);
+        Held(Rc::clone(self))
+    }
+
+    /// Notes that it has answered.
+    pub fn succeeded(&self, now: Instant) {
+        self.answered.set(Some(now));
+    }
+
+    /// Counts a failure. `has_others`: whether others can do its work.
+    pub fn failed(&self, failure: Failure, detail: &str, has_others: bool) {
+        self.vitals.failed(failure, has_others);
+        self.last_failure.replace(Some((Instant::now(), detail.into())));
+        let mut failures = self.failures.borrow_mut();
+        match failures.iter_mut().find(|(known, _)| *known == failure) {
+            Some((_, count)) => *count += 1,
+            None => failures.push((failure, 1)),
+        }
+    }
+
+    fn facts(&self, identity: EndpointId) -> EndpointFacts {
+        EndpointFacts {
+            identity,
+            in_flight: self.in_flight(),
+            idle: self.idle.borrow().len(),
+            held: self.queue.waiting.get(),
+            answered: self.answered.get(),
+            last_failure: self.last_failure.borrow().clone(),
+            failures: self.failures.borrow().clone(),
+        }
     }
 
     /// Notes that the endpoint could not be reached.
@@ -216,24 +291,15 @@ impl Live {
 const AVOIDED: Duration = Duration::from_secs(1);
 
 impl InFlight {
-    /// What was a request is a tunnel from now on.
-    pub fn become_tunnel(&mut self) {
-        self.is_tunnel = true;
-        self.live.share.tunnels.raise();
-    }
-
     /// The endpoint has said that it goes away.
     pub fn note_departure(&self) {
-        self.live.vitals.goes_away();
+        self.0.vitals.goes_away();
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.live.share.in_flight.lower();
-        if self.is_tunnel {
-            self.live.share.tunnels.lower();
-        }
+        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
     }
 }
 

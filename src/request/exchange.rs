@@ -9,17 +9,19 @@ use std::time::{Duration, Instant};
 
 use http::header::{
     ACCEPT, HOST, ORIGIN, REFERER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, USER_AGENT,
+    SEC_WEBSOCKET_VERSION, SET_COOKIE, USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
 
+use super::auth::Admission;
 use super::reply::{self, Reply, ReplyBody};
 use super::{Carrier, Connection, Parts, target};
-use crate::access_log::{Amounts, RequestRecord, Responder, Timings, TlsRecord};
+use crate::access_log::{Amounts, HookRecord, RequestRecord, Responder, Timings, TlsRecord};
 use crate::addr::ClientAddr;
 use crate::body::{BodyError, Meter};
 use crate::drain::{Guard, Work};
 use crate::forward::Answer;
+use crate::metrics::Ended;
 use crate::policy::count::Hold;
 use crate::policy::headers::{self, Values};
 use crate::policy::trust;
@@ -50,6 +52,8 @@ pub struct Exchange {
     pub client: Option<ClientAddr>,
     /// Its place among the tunnels that are counted, until the tunnel takes it over.
     pub tunnel_place: Option<Hold>,
+    /// What is known of who asks, where the edge has found it out.
+    pub admission: Option<Box<Admission>>,
     /// The request body's meter, if it has a body.
     pub request_meter: Option<Rc<Meter>>,
     /// What only the record needs.
@@ -60,7 +64,7 @@ pub struct Exchange {
 /// What only the record needs.
 #[derive(Debug)]
 pub struct Notes {
-    /// Read only for a record, as the other times here.
+    /// Looked at only for a record or a metric, as the other times here.
     begun: Option<Instant>,
     /// The method, as sent.
     pub method: Method,
@@ -89,6 +93,10 @@ pub struct Notes {
     status: Option<StatusCode>,
     refusal: Option<Refusal>,
     is_by_endpoint: bool,
+    /// The way of `[auth]` whose service gave the answer.
+    answered_by: Option<Arc<str>>,
+    /// What decision services said.
+    pub hooks: Vec<HookRecord>,
     is_upgrade: bool,
     /// Which WebSocket headers came: a proxy before us may have taken some.
     websocket: Vec<&'static str>,
@@ -122,7 +130,7 @@ impl Exchange {
         let keep = |name| fields.get(name).filter(|_| is_on).cloned();
         let authority = || head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
         let notes = Notes {
-            begun: is_on.then(Instant::now),
+            begun: (is_on || parts.metrics.is_timed()).then(Instant::now),
             method: head.method.clone(),
             uri: head.uri.clone(),
             host: fields.get(HOST).cloned().or_else(authority),
@@ -142,6 +150,8 @@ impl Exchange {
             status: None,
             refusal: None,
             is_by_endpoint: false,
+            answered_by: None,
+            hooks: Vec::new(),
             is_upgrade: false,
             websocket: websocket_headers(fields),
             bytes_out: 0,
@@ -159,6 +169,7 @@ impl Exchange {
             site: None,
             route: None,
             tunnel_place: None,
+            admission: None,
             request_meter: None,
             notes,
         })
@@ -259,6 +270,11 @@ impl Exchange {
         self.notes.is_by_endpoint = true;
     }
 
+    /// A service of `[auth]` gives the answer.
+    pub fn answered_by_auth(&mut self, name: Arc<str>) {
+        self.notes.answered_by = Some(name);
+    }
+
     /// The response to a refused request.
     pub fn refuse(mut self: Box<Self>, refusal: Refusal) -> Response<ReplyBody> {
         let is_near = self.client.is_some_and(ClientAddr::is_near);
@@ -283,6 +299,11 @@ impl Exchange {
         if !self.notes.is_by_endpoint {
             let ours = || HeaderValue::from_static("tidegate");
             response.headers_mut().entry(refusal::PROXY_STATUS).or_insert_with(ours);
+        }
+        if let Some(admission) = &self.admission {
+            for cookie in &admission.cookies {
+                response.headers_mut().append(SET_COOKIE, cookie.clone());
+            }
         }
         response.headers_mut().entry(refusal::X_REQUEST_ID).or_insert_with(|| self.id.clone());
         self.notes.status = Some(response.status());
@@ -312,7 +333,34 @@ impl Exchange {
         self.notes.refusal == Some(Refusal::BadBody)
     }
 
-    fn write_record(&self) {
+    /// Counts it. No lock, no memory: every request pays for this.
+    fn count(&self, total: Option<Duration>) {
+        let notes = &self.notes;
+        let ended = Ended {
+            status: notes.status.unwrap_or(client_left()).as_u16(),
+            is_by_upstream: notes.is_by_endpoint,
+            code: notes.refusal.as_ref().map(Refusal::code),
+            aborted: self.aborted_by(),
+            head: notes.head_time,
+            upstream: notes.upstream_time,
+            total,
+            bytes_in: self.request_meter.as_ref().map_or(0, |meter| meter.bytes()),
+            bytes_out: notes.bytes_out,
+        };
+        self.parts.metrics.request(self.site.as_ref(), self.route.as_ref(), &ended);
+    }
+
+    /// Who ended it before its end.
+    fn aborted_by(&self) -> Option<&'static str> {
+        match self.notes.end {
+            _ if self.has_client_left() => Some("client"),
+            End::Open => Some("client"),
+            End::Complete => None,
+            End::Aborted(by) => Some(by),
+        }
+    }
+
+    fn write_record(&self, total: Option<Duration>) {
         let log = &self.parts.log;
         if !log.is_on() {
             return;
@@ -339,7 +387,14 @@ impl Exchange {
             tls: tls.map(|tls| TlsRecord { version: tls.version, cipher: tls.cipher, group: tls.group }),
             sni: tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str()),
             status: notes.status.unwrap_or(client_left()),
-            by: if notes.is_by_endpoint { Responder::Upstream } else { Responder::Edge },
+            by: match &notes.answered_by {
+                _ if notes.is_by_endpoint => Responder::Upstream,
+                Some(_) => Responder::Auth,
+                None => Responder::Edge,
+            },
+            auth: notes.answered_by.as_deref().or(self.admission.as_ref().map(|admission| &*admission.auth.name)),
+            user: self.admission.as_ref().and_then(|admission| admission.user.as_deref()),
+            hooks: &notes.hooks,
             code: notes.refusal.as_ref().map(Refusal::code),
             cause: notes.refusal.as_ref().map(Refusal::cause),
             limit: notes.refusal.as_ref().and_then(Refusal::limit),
@@ -351,18 +406,13 @@ impl Exchange {
                 head: notes.head_time,
                 held: notes.held,
                 upstream: notes.upstream_time,
-                total: notes.begun.map_or(Duration::ZERO, |begun| begun.elapsed()) + notes.head_time,
+                total: total.unwrap_or_default(),
             },
             bytes: Amounts {
                 inbound: self.request_meter.as_ref().map_or(0, |meter| meter.bytes()),
                 outbound: notes.bytes_out,
             },
-            aborted: match notes.end {
-                _ if self.has_client_left() => Some("client"),
-                End::Open => Some("client"),
-                End::Complete => None,
-                End::Aborted(by) => Some(by),
-            },
+            aborted: self.aborted_by(),
             generation: self.generation.number,
         });
     }
@@ -393,7 +443,9 @@ impl Drop for Exchange {
         self.carrier.ended();
         // Whoever reads the record may rely on it.
         self.tunnel_place = None;
-        self.write_record();
+        let total = self.notes.begun.map(|begun| begun.elapsed() + self.notes.head_time);
+        self.count(total);
+        self.write_record(total);
     }
 }
 

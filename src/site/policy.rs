@@ -3,7 +3,7 @@
 //! No behaviour beyond small claims about the data itself; `policy/`, `forward` and `request` act
 //! on it. Every value here is already valid: `config::compile` is the only place that makes one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 use super::crl::Crl;
-use crate::addr::PeerAddr;
+use crate::addr::{ListenAddr, PeerAddr};
 
 /// A list of networks. Linear search: measured faster than a trie below some fifty entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct Trust {
     /// Further request headers that are removed unless the peer is a trusted hop. Lower case,
     /// `_` written as `-`; an entry that ends in `-` means every header that begins so.
     pub strip: Vec<Box<str>>,
+    /// Identity headers that a trusted hop may send, and nobody else.
+    pub identity: Vec<HeaderName>,
 }
 
 /// Time limits of one request, tunnel or connection.
@@ -295,4 +297,27 @@ pub enum CertificateSource {
         /// The private key.
         key: PathBuf,
     },
+}
+
+/// What may be asked about the edge itself, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminPolicy {
+    /// Where status, metrics and health are served.
+    pub listen: AdminListen,
+    /// Where metrics alone are served.
+    pub metrics: Vec<SocketAddr>,
+    /// The path that load balancers may ask for on every listener.
+    pub health: Option<Box<str>>,
+}
+
+/// Where status, metrics and health are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AdminListen {
+    /// In the runtime directory, or in `storage`.
+    #[default]
+    Usual,
+    /// There: a unix socket or a loopback address.
+    At(ListenAddr),
+    /// Nowhere.
+    Off,
 }

@@ -86,9 +86,11 @@ pub(super) fn table(storage: &Path, unknown_sni: UnknownSni, sites: Vec<Site>) -
         trust: Trust::default(),
         unknown_sni,
         log,
+        admin: crate::site::policy::AdminPolicy::default(),
         process,
         acme: std::sync::Arc::default(),
         storage: storage.to_owned(),
+        identity_headers: Vec::new(),
     };
     SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("a table")
 }

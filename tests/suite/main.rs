@@ -7,8 +7,12 @@
 mod harness;
 
 mod access;
+mod admin;
 mod answers;
 mod attack;
+mod auth;
+mod auth_forward;
+mod auth_hooks;
 mod certs;
 mod config_cli;
 mod counts;
