@@ -15,6 +15,7 @@ mod load;
 pub mod local_ca;
 mod policies;
 pub mod proofs;
+pub mod revocation;
 pub mod subject;
 
 use std::io;
@@ -360,6 +361,10 @@ fn certificate_fault(reason: &CertificateError) -> Box<str> {
         CertificateError::BadSignature => "its signature is wrong".into(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "it is not meant for clients (extended key usage)".into()
+        }
+        CertificateError::Revoked => "it was revoked".into(),
+        CertificateError::UnknownRevocationStatus => {
+            "no list in \"client_cert.crl\" says whether it, or an authority in its chain, was revoked".into()
         }
         other => format!("it was not accepted: {other}").into(),
     }
