@@ -115,7 +115,8 @@ pub fn reference() -> String {
                 }
             }
             // As comments: which keys belong together depends on the type.
-            (Shape::Map(inner), name) if table_in(inner).is_some() && name != "networks" => {
+            // The keys of a set of limits are those of `limits`, which stand below.
+            (Shape::Map(inner), name) if table_in(inner).is_some() && !matches!(name, "networks" | "limits") => {
                 let _ = writeln!(out, "#\n# [{name}.NAME]\n# Its keys:");
                 if let Some(table) = table_in(inner) {
                     inner_keys(&mut out, table, "  ");
