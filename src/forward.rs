@@ -404,6 +404,7 @@ fn body_refusal(error: &BodyError) -> Refusal {
     match error {
         BodyError::TooLarge => Refusal::BodyTooLarge,
         BodyError::Stalled => Refusal::BodyTimeout,
+        BodyError::TooSlow => Refusal::BodyTooSlow,
         BodyError::Broken(_) | BodyError::Storage(_) => Refusal::BadBody,
     }
 }

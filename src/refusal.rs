@@ -70,6 +70,8 @@ pub enum Refusal {
     Method,
     /// The body made no progress.
     BodyTimeout,
+    /// The body came too slowly.
+    BodyTooSlow,
     /// The body is larger than the route's limit.
     BodyTooLarge,
     /// No site has this name here.
@@ -196,6 +198,12 @@ impl Refusal {
                 "http_request_error",
                 "the body of this request stopped arriving",
             ),
+            Self::BodyTooSlow => words(
+                S::REQUEST_TIMEOUT,
+                "E408-body-rate",
+                "http_request_error",
+                "the body of this request arrives too slowly",
+            ),
             Self::BodyTooLarge => {
                 words(S::PAYLOAD_TOO_LARGE, "E413-body", DENIED, "the body of this request is larger than allowed here")
             }
@@ -312,6 +320,7 @@ impl Refusal {
             | Self::BadBody
             | Self::Method
             | Self::BodyTimeout
+            | Self::BodyTooSlow
             | Self::BodyTooLarge
             | Self::UnknownHost
             | Self::WrongConnection

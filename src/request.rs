@@ -27,7 +27,7 @@ use http_body::Body as _;
 use crate::access_log::AccessLog;
 use crate::addr::{HostBuffer, ListenAddr, PeerAddr};
 use crate::body::collect::{CollectError, collect};
-use crate::body::{Body, BodyError, Inbound, Meter, Stream};
+use crate::body::{Body, BodyError, Bounds, Inbound, Meter, Stream};
 use crate::drain::{Drain, Phase};
 use crate::forward::tunnel::{Duplex, End};
 use crate::forward::upload::Upload;
@@ -325,7 +325,11 @@ async fn request_body(
     let is_open_end = incoming.size_hint().exact() == Some(0);
     let meter = Meter::new();
     exchange.request_meter = Some(Rc::clone(&meter));
-    let stream = Stream::new(incoming, route.limits.body, route.timeouts.request_body, headers::clean_trailers, meter);
+    // Who streams without a length may rightly have long little to say.
+    let is_rated = forward.collect_request || incoming.size_hint().exact().is_some();
+    let rate = if is_rated { route.limits.body_rate } else { 0 };
+    let bounds = Bounds { bytes: route.limits.body, silence: route.timeouts.request_body, rate };
+    let stream = Stream::new(incoming, bounds, headers::clean_trailers, meter);
     let body = Body::Stream(Box::new(stream));
     if !forward.collect_request && !is_open_end {
         return Ok(body);
@@ -335,6 +339,7 @@ async fn request_body(
         Ok(collected) => Ok(Body::Collected(Box::new(collected))),
         Err(CollectError::Body(BodyError::TooLarge)) => Err(Refusal::BodyTooLarge),
         Err(CollectError::Body(BodyError::Stalled)) => Err(Refusal::BodyTimeout),
+        Err(CollectError::Body(BodyError::TooSlow)) => Err(Refusal::BodyTooSlow),
         Err(CollectError::Body(_)) => Err(exchange.carrier.body_fault().unwrap_or(Refusal::BadBody)),
         Err(CollectError::Full) => Err(Refusal::Busy),
         Err(CollectError::Storage(error)) => {

@@ -246,10 +246,13 @@ impl Server {
         let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
         let ending = acme::alert::ending(&self.certs, current.table.edge.acme.alert_before, OffsetDateTime::now_utc());
         let ending = ending.map(|text| format!(", {text}")).unwrap_or_default();
-        let failed = self.facts.reloads.last_failure();
-        let failed =
-            failed.map(|reload| format!(", last reload failed ({})", timestamp(reload.at))).unwrap_or_default();
-        format!("generation {}, {sites}, {connections}, {tunnels}{ending}{failed}", current.number)
+        // First, and until one succeeds: what is in the file is not what runs.
+        let failed = self.facts.reloads.last_failure().map(|reload| {
+            let fault = reload.report.lines().next().unwrap_or_default();
+            format!("reload failed ({}), nothing changed: {fault}; ", timestamp(reload.at))
+        });
+        let failed = failed.unwrap_or_default();
+        format!("{failed}generation {}, {sites}, {connections}, {tunnels}{ending}", current.number)
     }
 
     /// True when every worker answers within this time.

@@ -372,8 +372,9 @@ mirror! {
         /// Longest silence in a tunnel or in a streaming response. Default `1h`: gateways ping
         /// every 30 s, so this only finds the dead.
         idle: Timeout = default("\"1h\"");
-        /// Longest time in which the client takes no byte that is ready for it. Default `60s`, our
-        /// choice: a phone between two cells comes back in time, and a dead one frees what it holds.
+        /// Longest time in which the client takes nothing, or next to nothing (256 bytes for each second of it, at
+        /// most 16 KiB), of what is ready for it. Default `60s`, our choice: a phone between two cells comes back in
+        /// time, and a dead one frees what it holds.
         send: Timeout = default("\"60s\"");
     }
 }

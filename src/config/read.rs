@@ -272,6 +272,7 @@ fn holds(shape: &Shape, name: &str) -> bool {
         | Shape::Duration
         | Shape::Size
         | Shape::Rate
+        | Shape::ByteRate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)

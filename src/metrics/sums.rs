@@ -115,7 +115,8 @@ impl Sums {
     /// Requests of a site in all, by class.
     pub fn requests_of(&self, site: &str) -> [u64; 5] {
         let mut classes = [0; 5];
-        for (_, route) in self.routes.iter().filter(|((label, _), _)| **label == *site) {
+        let first = (Arc::from(site), Box::from(""));
+        for (_, route) in self.routes.range(first..).take_while(|((label, _), _)| **label == *site) {
             for (sum, by) in classes.iter_mut().zip(&route.requests) {
                 *sum += by.iter().sum::<u64>();
             }

@@ -303,7 +303,7 @@ impl Exchange {
     /// The response body broke off.
     pub fn aborted(&mut self, error: &BodyError) {
         self.notes.end = End::Aborted(match error {
-            BodyError::Stalled => "idle",
+            BodyError::Stalled | BodyError::TooSlow => "idle",
             BodyError::TooLarge | BodyError::Broken(_) | BodyError::Storage(_) => "upstream",
         });
     }

@@ -82,6 +82,8 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Largest request body in bytes.
     pub body: u64,
+    /// Bytes a second that a request body must come at in the long run; 0 for any.
+    pub body_rate: u64,
     /// Largest request head in bytes: target, names and values.
     pub header_bytes: usize,
     /// Largest number of request header fields, each cookie crumb counted.
@@ -90,7 +92,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 20 << 20, header_bytes: 32 << 10, headers: 100 }
+        Self { body: 20 << 20, body_rate: 256, header_bytes: 32 << 10, headers: 100 }
     }
 }
 

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 
-use crate::harness::{Answer, Edge, Reply, Scripted, Upstream, WebSocketUpstream, Wire, run_in, site, site_with};
+use crate::harness::{
+    Answer, Edge, Reply, Scripted, Upstream, WebSocketUpstream, Wire, run_in, site, site_with, within,
+};
 
 /// Where this edge can be asked.
 async fn socket(edge: &Edge) -> PathBuf {
@@ -374,9 +376,16 @@ async fn the_status_says_what_is_wrong_with_an_upstream() {
 /// CONFIG.md 4: a failed reload is visible in status and metric, with its report, until one succeeds.
 #[tokio::test]
 async fn a_failed_reload_stays_visible() {
-    let edge = Edge::start(&site("a.test", "127.0.0.1:1")).await;
+    let runtime = tempfile::tempdir().unwrap();
+    let notify = runtime.path().join("notify.sock");
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    let env = [("NOTIFY_SOCKET", notify.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
+    let edge = Edge::start_with(&site("a.test", "127.0.0.1:1"), &env).await;
     edge.rewrite_raw("[listen]\nhtpp = []\n");
     assert!(!edge.reload().await);
+    // Not only in the answer to the reload, but with each sign of life that follows.
+    let is_told = |text: &str| text.contains("WATCHDOG=1") && text.contains("STATUS=reload failed (");
+    told(&manager, "the status of a failed reload", is_told).await;
     let metrics = scrape(&edge).await;
     assert!(metrics.of("tidegate_config_last_reload_ok").abs() < 1e-9);
     assert!((metrics.of("tidegate_config_reloads_total{result=\"failed\"}") - 1.0).abs() < 1e-9);
@@ -388,10 +397,43 @@ async fn a_failed_reload_stays_visible() {
     let shown = run_in(edge.dir(), &["status", "--admin", socket(&edge).await.to_str().unwrap()]);
     assert!(shown.stdout.contains("last reload FAILED") && shown.stdout.contains("C021"), "{}", shown.stdout);
     assert!(edge.reload_with(&site("a.test", "127.0.0.1:2")).await);
+    let is_told = |text: &str| text.contains("WATCHDOG=1") && text.contains("STATUS=generation 2, ");
+    told(&manager, "the status of a reload that succeeded", is_told).await;
     let status = ask(&edge, "/status").await.json();
     assert_eq!((&status["checks"]["configuration"], &status["generation"]), (&true.into(), &2.into()));
     assert_eq!(status["reloads"].as_array().unwrap().len(), 2);
     assert!((scrape(&edge).await.of("tidegate_config_last_reload_ok") - 1.0).abs() < 1e-9);
+}
+
+/// Waits until the service manager has heard this.
+async fn told(manager: &UnixDatagram, what: &str, is_it: impl Fn(&str) -> bool) {
+    let heard = async {
+        let mut buffer = [0; 4096];
+        loop {
+            let length = manager.recv(&mut buffer).await.unwrap();
+            if is_it(&String::from_utf8_lossy(&buffer[..length])) {
+                return;
+            }
+        }
+    };
+    within(what, heard).await;
+}
+
+/// CONFIG.md 4: an address that is said and cannot be opened is a reason not to start, with its name and status 1.
+#[test]
+fn an_admin_address_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "storage = {:?}\n[listen]\nhttp = [\"127.0.0.1:0\"]\nhttps = []\n[admin]\nmetrics = [\"{address}\"]\n{}",
+        dir.path().join("storage").to_str().unwrap(),
+        site_with("a.test", "127.0.0.1:1", "tls = \"off\"")
+    );
+    std::fs::write(dir.path().join("tidegate.toml"), text).unwrap();
+    let run = run_in(dir.path(), &["run"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains(&address.to_string()), "{run:?}");
 }
 
 /// Issue 5, 8: a reload moves the endpoint; what cannot be opened is a fault of the reload and changes nothing.
