@@ -16,7 +16,9 @@ use std::io::{self, IsTerminal as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use record::{Amounts, ConnectionRecord, RequestRecord, Responder, Timings, TlsRecord, TunnelRecord};
+pub use record::{
+    Amounts, ConnectionRecord, HookRecord, HookVerdict, RequestRecord, Responder, Timings, TlsRecord, TunnelRecord,
+};
 pub use redact::is_unsafe;
 pub use writer::Writer;
 
@@ -112,6 +114,11 @@ impl AccessLog {
     /// A target without its secrets, for other log lines.
     pub fn mask_target<'a>(&self, target: &'a str) -> Cow<'a, str> {
         self.0.redactor.target(target)
+    }
+
+    /// What stands in place of a header's value when the operator listed the header, for other readers than the log.
+    pub fn mask_header(&self, name: &str, value: &[u8]) -> Option<String> {
+        self.0.redactor.header(name, value)
     }
 
     /// Makes a line in this thread's buffer and hands it over.

@@ -4,6 +4,7 @@
 //! output, complaints to standard error; colours only where a terminal is.
 
 mod certs;
+mod password;
 mod status;
 pub mod trust;
 
@@ -71,6 +72,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         export: Option<PathBuf>,
     },
+    /// Hash a password for a users file of `[auth]`
+    HashPassword(password::HashArgs),
     /// Restore a configuration that was in force: the one before, or the Nth of the list
     Rollback {
         /// Only list those that are kept
@@ -179,6 +182,7 @@ fn execute(command: Command) -> io::Result<Exit> {
         Command::Certs { command } => certs::certs(&command),
         Command::Status(args) => status::status(&args),
         Command::Trust { file, export } => trust(&file, export.as_deref()),
+        Command::HashPassword(args) => password::hash_password(&args),
         Command::Rollback { list, choice, file, storage } => rollback(&file, storage.as_deref(), list, choice),
         Command::Man { command } => man(command.as_deref()),
     }

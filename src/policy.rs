@@ -6,14 +6,18 @@
 
 pub mod access;
 pub mod count;
+pub mod credentials;
+pub mod decision;
 pub mod headers;
 pub mod limits;
 pub mod lockout;
 pub mod names;
+pub mod password;
 pub mod rate;
 pub mod store;
 pub mod switch;
 pub mod trust;
+pub mod user_files;
 
 use http::header::ORIGIN;
 use http::{Method, request};

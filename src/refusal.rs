@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    WWW_AUTHENTICATE,
 };
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use serde::Serialize;
@@ -63,6 +64,47 @@ pub enum Refusal {
     Dropped {
         /// By which rule.
         cause: Box<str>,
+    },
+    /// A name and a password are wanted, or were wrong.
+    Login {
+        /// `WWW-Authenticate`.
+        challenge: HeaderValue,
+    },
+    /// Too many passwords are being judged.
+    LoginBusy,
+    /// A client certificate is wanted, or another one.
+    NoCertificate,
+    /// A WebSocket that the auth service did not let pass, and that cannot be sent to a page to log in.
+    NotLoggedIn {
+        /// What the service said; for the log alone.
+        cause: Box<str>,
+        /// `WWW-Authenticate`, where there is something to say.
+        challenge: Option<HeaderValue>,
+    },
+    /// The same, for somebody who has logged in and may not enter here.
+    NotAllowed {
+        /// What the service said.
+        cause: Box<str>,
+    },
+    /// The auth service gave no usable answer.
+    AuthFailed {
+        /// What happened.
+        detail: Box<str>,
+    },
+    /// The auth service did not answer in time.
+    AuthTimeout {
+        /// What was waited for.
+        detail: Box<str>,
+    },
+    /// A decision service refused the request.
+    Hook {
+        /// Which, and by which rule; for the log alone.
+        cause: Box<str>,
+    },
+    /// A decision service whose word is needed gave none.
+    HookFailed {
+        /// What happened.
+        detail: Box<str>,
     },
     /// No route takes the path.
     NoRoute,
@@ -188,6 +230,39 @@ impl Refusal {
                 words(S::NOT_FOUND, "E404-denied", DENIED, "the client was told that nothing is here")
             }
             Self::Dropped { .. } => words(unanswered(), "E444-denied", DENIED, "the client was not answered"),
+            Self::Login { .. } => words(S::UNAUTHORIZED, "E401-login", DENIED, "a name and a password are needed here"),
+            Self::LoginBusy => words(
+                S::SERVICE_UNAVAILABLE,
+                "E503-login",
+                "connection_limit_reached",
+                "too many logins are being checked",
+            ),
+            Self::NoCertificate => {
+                words(S::FORBIDDEN, "E403-certificate", DENIED, "a client certificate is needed here")
+            }
+            Self::NotLoggedIn { .. } => words(S::UNAUTHORIZED, "E401-forward", DENIED, "a login is needed here"),
+            Self::NotAllowed { .. } => {
+                words(S::FORBIDDEN, "E403-forward", DENIED, "your login does not open this address")
+            }
+            Self::AuthFailed { .. } => words(
+                S::BAD_GATEWAY,
+                "E502-auth",
+                "destination_unavailable",
+                "the service that judges logins does not work",
+            ),
+            Self::AuthTimeout { .. } => words(
+                S::GATEWAY_TIMEOUT,
+                "E504-auth",
+                "http_response_timeout",
+                "the service that judges logins did not answer in time",
+            ),
+            Self::Hook { .. } => words(S::FORBIDDEN, "E403-hook", DENIED, "a rule of this site refuses this request"),
+            Self::HookFailed { .. } => words(
+                S::SERVICE_UNAVAILABLE,
+                "E503-hook",
+                "destination_unavailable",
+                "the service that judges requests does not work",
+            ),
             Self::NoRoute => {
                 words(S::NOT_FOUND, "E404-route", "destination_not_found", "nothing is served at this path")
             }
@@ -267,6 +342,17 @@ impl Refusal {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Unreachable { detail, .. } | Self::Held { detail } | Self::Failed { detail, .. } => Some(detail),
+            Self::AuthFailed { detail } | Self::AuthTimeout { detail } | Self::HookFailed { detail } => Some(detail),
+            _ => None,
+        }
+    }
+
+    /// How a login is asked for (RFC 9110 11.6.1).
+    fn challenge(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::Login { challenge } => Some(challenge),
+            // An auth service that gave no challenge gets none from us: a browser would ask for a password that nobody takes.
+            Self::NotLoggedIn { challenge, .. } => challenge.as_ref(),
             _ => None,
         }
     }
@@ -276,6 +362,7 @@ impl Refusal {
         match self {
             Self::Denied { cause } | Self::Hidden { cause } | Self::Dropped { cause } => cause,
             Self::Limited(limited) => &limited.cause,
+            Self::NotLoggedIn { cause, .. } | Self::NotAllowed { cause } | Self::Hook { cause } => cause,
             _ => self.detail().unwrap_or(self.message()),
         }
     }
@@ -310,6 +397,9 @@ impl Refusal {
             Self::Origin | Self::NoRoute | Self::UnknownProtocol | Self::Busy | Self::ClientUnknown => false,
             // Behind a hop the next request on it may be another client's.
             Self::Denied { .. } | Self::Hidden { .. } | Self::Dropped { .. } | Self::Maintenance { .. } => false,
+            Self::Login { .. } | Self::LoginBusy | Self::NoCertificate | Self::NotLoggedIn { .. } => false,
+            Self::NotAllowed { .. } | Self::AuthFailed { .. } | Self::AuthTimeout { .. } => false,
+            Self::Hook { .. } | Self::HookFailed { .. } => false,
             Self::Unreachable { .. } | Self::Held { .. } | Self::Failed { .. } => false,
             Self::Limited(limited) => limited.what.is_of_connections(),
             Self::Malformed { .. }
@@ -489,6 +579,9 @@ pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
     if let Some((name, value)) = refusal.what_is_taken() {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    if let Some(challenge) = refusal.challenge() {
+        headers.insert(WWW_AUTHENTICATE, challenge.clone());
+    }
     if let Some(seconds) = refusal.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -534,6 +627,12 @@ pub fn received_status(status: StatusCode) -> HeaderValue {
     // Writing into a String cannot fail.
     let _ = write!(value, "tidegate;received-status={}", status.as_u16());
     HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("tidegate"))
+}
+
+/// `Proxy-Status` of an answer that came from an auth service: nobody shall take it for ours, nor for the endpoint's.
+pub fn auth_status(status: StatusCode, name: &str) -> HeaderValue {
+    HeaderValue::from_str(&format!("tidegate;received-status={};details=\"auth {name}\"", status.as_u16()))
+        .unwrap_or(HeaderValue::from_static("tidegate"))
 }
 
 /// The form in which a client reads best.

@@ -4,12 +4,15 @@
 //! client gets one answer and the log gets one record (`request/exchange.rs`). No path sends
 //! anything upstream without the edge's own forwarding headers, written last.
 
+pub mod auth;
 pub mod exchange;
+mod hook;
 mod host;
 mod judge;
 mod limit;
 mod outgoing;
 pub mod reply;
+mod service;
 pub mod upgrade;
 
 use std::cell::Cell;
@@ -34,6 +37,7 @@ use crate::forward::upload::Upload;
 use crate::forward::{Plan, Upstreams};
 use crate::metrics::Meters;
 use crate::policy::limits::Limits;
+use crate::policy::password::Passwords;
 use crate::policy::{self, headers};
 use crate::refusal::Refusal;
 use crate::site::route::{Action, Forward, NoRoute, Route};
@@ -59,6 +63,8 @@ pub struct Parts {
     pub log: AccessLog,
     /// What a CA may ask for.
     pub proofs: Arc<ProofBoard>,
+    /// Who has logged in.
+    pub auth: Arc<Passwords>,
     /// This worker's connections to endpoints.
     pub upstreams: Upstreams,
     /// What this worker counts with.
@@ -184,6 +190,15 @@ async fn answer(
         && !policy::origin_allowed(origins, head, is_tunnel)
     {
         return Err(Refusal::Origin);
+    }
+    // Boxed, as what is rare: every request would have to have room for it.
+    if !route.auth.is_empty()
+        && let Some(answer) = Box::pin(auth::admit(exchange, head, &host, &route, is_tunnel)).await?
+    {
+        return Ok(answer);
+    }
+    if !route.hooks.is_empty() {
+        Box::pin(hook::ask_all(exchange, head, &route, is_tunnel)).await?;
     }
 
     match &route.action {
@@ -325,11 +340,13 @@ async fn request_body(
     let is_open_end = incoming.size_hint().exact() == Some(0);
     let meter = Meter::new();
     exchange.request_meter = Some(Rc::clone(&meter));
+    let says_who = !exchange.generation.table.identity_headers.is_empty();
+    let clean = if says_who { headers::drop_trailers } else { headers::clean_trailers };
     // Who streams without a length may rightly have long little to say.
     let is_rated = forward.collect_request || incoming.size_hint().exact().is_some();
     let rate = if is_rated { route.limits.body_rate } else { 0 };
     let bounds = Bounds { bytes: route.limits.body, silence: route.timeouts.request_body, rate };
-    let stream = Stream::new(incoming, bounds, headers::clean_trailers, meter);
+    let stream = Stream::new(incoming, bounds, clean, meter);
     let body = Body::Stream(Box::new(stream));
     if !forward.collect_request && !is_open_end {
         return Ok(body);

@@ -38,7 +38,8 @@ use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::metrics::Metrics;
 use crate::ocsp;
-use crate::policy::{limits, switch};
+use crate::policy::password::Passwords;
+use crate::policy::{limits, switch, user_files};
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::storage;
@@ -103,6 +104,7 @@ impl Server {
         let opened = doors::open(addresses::wanted(&loaded.table), workers, &machine.adopted, &[])?;
         let prepared = Admin::default().prepare(&loaded.table).map_err(StartError::Listen)?;
         let (access_log, writer) = AccessLog::start(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
+        let passwords = Passwords::new().map_err(|source| StartError::System { what: "random numbers", source })?;
 
         certificates.publish(&certs);
         Doors::default().settle(&mut loaded.table, &opened);
@@ -111,6 +113,7 @@ impl Server {
             policies,
             drain: Drain::new(),
             log: access_log,
+            auth: Arc::new(passwords),
             gate: Gate::new(capacity.connections),
             limits: Arc::default(),
             metrics: Metrics::new(),
@@ -361,6 +364,8 @@ impl Server {
         supervise("maintenance", move || switch::watch(snapshot.clone()));
         let (limits, snapshot) = (self.parts.limits.clone(), self.parts.snapshot.clone());
         supervise("limits", move || limits::tidy(limits.clone(), snapshot.clone()));
+        let snapshot = self.parts.snapshot.clone();
+        supervise("users files", move || user_files::watch(snapshot.clone()));
         let certs = self.certs.clone();
         supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
@@ -573,6 +578,8 @@ pub(crate) mod tests {
         let route = Route {
             condition: Condition::default(),
             access: None,
+            auth: Vec::new(),
+            hooks: Vec::new(),
             action: Action::Forward(forward),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
@@ -633,6 +640,7 @@ pub(crate) mod tests {
             },
             acme: Arc::default(),
             storage: std::path::PathBuf::from("/var/lib/tidegate"),
+            identity_headers: Vec::new(),
         };
         SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("no name twice")
     }

@@ -4,10 +4,12 @@
 
 pub mod access;
 pub mod acme;
+pub mod auth;
 pub mod limit;
 pub mod policy;
 pub mod route;
 pub mod upstream;
+pub mod users;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -28,7 +30,7 @@ use route::RouteTable;
 pub struct SiteTable {
     /// What is said of the edge itself.
     pub edge: EdgeSettings,
-    /// Request headers that carry a client certificate's subject on some site: no client may send one.
+    /// Request headers by which the edge tells some upstream who asks: no client may send one, on any site.
     pub identity_headers: Vec<HeaderName>,
     /// The largest head that any route takes: the bound before the route is known.
     pub largest_head: HeadLimits,
@@ -225,6 +227,8 @@ pub struct EdgeSettings {
     pub acme: Arc<AcmePolicy>,
     /// Directory of certificates, the local CA and kept configurations.
     pub storage: PathBuf,
+    /// The identity headers of `[auth]`, whether a site uses them or not: an upstream may still believe them.
+    pub identity_headers: Vec<HeaderName>,
 }
 
 impl SiteTable {
@@ -246,8 +250,12 @@ impl SiteTable {
                 }
             }
         }
-        let identity_headers =
-            sites.iter().filter_map(|site| site.tls.as_ref()?.policy.client_cert.as_ref()?.header.clone()).collect();
+        let of_certificates =
+            sites.iter().filter_map(|site| site.tls.as_ref()?.policy.client_cert.as_ref()?.header.clone());
+        let mut identity_headers: Vec<HeaderName> =
+            of_certificates.chain(edge.identity_headers.iter().cloned()).collect();
+        identity_headers.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        identity_headers.dedup();
         let limits = || sites.iter().flat_map(|site| site.routes.iter()).map(|route| &route.limits);
         let largest_head = HeadLimits {
             bytes: limits().map(|limits| limits.header_bytes).max().unwrap_or_default(),

@@ -27,6 +27,7 @@ use crate::listen::{Door, Gate, panic_text};
 use crate::metrics::Metrics;
 use crate::metrics::tunnels::TunnelFacts;
 use crate::policy::limits::Limits;
+use crate::policy::password::Passwords;
 use crate::request;
 use crate::site::Role;
 use crate::snapshot::Snapshot;
@@ -47,6 +48,8 @@ pub struct Parts {
     pub drain: Drain,
     /// Records.
     pub log: AccessLog,
+    /// Who has logged in.
+    pub auth: Arc<Passwords>,
     /// How many connections may be open.
     pub gate: Gate,
     /// What is counted.
@@ -211,11 +214,11 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, gate: _, limits, metrics } = parts;
+    let Parts { snapshot, policies, drain, log, auth, gate: _, limits, metrics } = parts;
     let proofs = Arc::clone(policies.proofs());
     let metrics = metrics.worker();
     metrics.follow(&snapshot.current().table);
-    let parts = request::Parts { snapshot, drain, log, proofs, upstreams: Upstreams::new(), limits, metrics };
+    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(), limits, metrics };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -309,6 +312,7 @@ mod tests {
                 policies: Arc::new(Policies::new(Arc::new(CertStore::new()), Arc::default())),
                 drain: Drain::new(),
                 log,
+                auth: Arc::new(Passwords::new().expect("random numbers")),
                 gate: Gate::new(limit),
                 metrics: Metrics::new(),
                 limits: Arc::default(),

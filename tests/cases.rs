@@ -20,6 +20,9 @@ fn is_blessing() -> bool {
     std::env::var_os("BLESS").is_some()
 }
 
+/// A users file.
+const USERS: &str = "alice:$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$AAECAwQFBgcICQoLDA0ODw\n";
+
 /// A copy of the cases with certificates, keys and secrets, which are better not kept in a repository.
 fn workshop() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -36,6 +39,10 @@ fn workshop() -> tempfile::TempDir {
         ("tsig.txt", "c2VjcmV0LXdpdGgt//7/+w==\n", 0o600),
         ("plain.txt", "not*base64\n", 0o600),
         ("hook", "#!/bin/sh\n", 0o755),
+        ("users", USERS, 0o600),
+        ("users.open", USERS, 0o644),
+        ("users.none", "# nobody yet\n", 0o600),
+        ("users.bad", "alice\nbob:secret\ncarol:{SHA}x\ndave:$apr1$x$y\n", 0o600),
     ] {
         let path = folder.path().join("pem").join(name);
         fs::write(&path, content).expect("written");

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Method, StatusCode, Version};
@@ -58,6 +59,12 @@ pub struct RequestRecord<'a> {
     pub status: StatusCode,
     /// Who answered.
     pub by: Responder,
+    /// The way of `[auth]` by which it passed, or whose service answered.
+    pub auth: Option<&'a str>,
+    /// Who asks, as that way knows them.
+    pub user: Option<&'a str>,
+    /// What decision services said.
+    pub hooks: &'a [HookRecord],
     /// Our stable code, when we answered.
     pub code: Option<&'a str>,
     /// The cause in words, when we answered.
@@ -93,11 +100,41 @@ pub struct TlsRecord<'a> {
     pub group: Option<&'a str>,
 }
 
+/// What a decision service said about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookRecord {
+    /// Its name in `[hooks]`.
+    pub name: Arc<str>,
+    /// Whether its word counts.
+    pub is_enforced: bool,
+    /// Its word.
+    pub verdict: HookVerdict,
+    /// The rule that it names.
+    pub rule: Option<Box<str>>,
+    /// Its own ID of the decision.
+    pub id: Option<Box<str>>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What a decision service can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookVerdict {
+    /// The request may pass.
+    Allow,
+    /// It may not.
+    Deny,
+    /// Nothing that could be used.
+    Error,
+}
+
 /// Who answered a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Responder {
     /// We did.
     Edge,
+    /// A service of `[auth]` did.
+    Auth,
     /// The endpoint did.
     Upstream,
 }
@@ -180,7 +217,7 @@ pub struct ConnectionRecord<'a> {
     pub listener: &'a str,
     /// Our answer to what never became a request: its ID, status and code.
     pub answer: Option<(&'a str, StatusCode, &'a str)>,
-    /// In which part it ended: `proxy`, `tls`, `http`, `timeout`, `idle`, `closed`, `panic`.
+    /// In which part it ended: `proxy`, `tls`, `http`, `flood`, `timeout`, `idle`, `closed`, `panic`.
     pub ended: &'a str,
     /// Why, in words.
     pub why: &'a str,
@@ -227,6 +264,9 @@ pub(super) struct RequestLine<'a> {
     sni: Option<Cow<'a, str>>,
     status: u16,
     by: Responder,
+    auth: Option<&'a str>,
+    user: Option<Cow<'a, str>>,
+    hooks: &'a [HookRecord],
     code: Option<&'a str>,
     cause: Option<Cow<'a, str>>,
     limit: Option<&'a str>,
@@ -313,6 +353,9 @@ impl<'a> RequestLine<'a> {
             sni: r.sni.map(|name| clip_text(name.into(), MAX_FIELD)),
             status: r.status.as_u16(),
             by: r.by,
+            auth: r.auth,
+            user: r.user.map(|name| clip_text(name.into(), MAX_FIELD)),
+            hooks: r.hooks,
             code: r.code,
             cause: r.cause.map(|words| clip_text(redactor.target(words), MAX_WORDS)),
             limit: r.limit,
@@ -406,6 +449,9 @@ impl Line for RequestLine<'_> {
         line.add_some("sni", self.sni.as_deref());
         line.add("status", u64::from(self.status));
         line.add("by", self.by);
+        line.add_some("auth", self.auth);
+        line.add_some("user", self.user.as_deref());
+        line.add_some("hook", Some(self.hooks).filter(|hooks| !hooks.is_empty()));
         line.add_some("code", self.code);
         line.add_some("cause", self.cause.as_deref());
         line.add_some("limit", self.limit);
@@ -426,11 +472,18 @@ impl Line for RequestLine<'_> {
         match (self.by, self.upstream) {
             (Responder::Upstream, upstream) => write!(out, "  upstream {}", upstream.unwrap_or("-"))?,
             (Responder::Edge, _) => write!(out, "  edge {}", self.code.unwrap_or("-"))?,
+            (Responder::Auth, _) => write!(out, "  auth {}", self.auth.unwrap_or("-"))?,
         }
         write!(out, "  {} ms  {} B  h{}", millis(self.ms.total), self.bytes.outbound, self.http)?;
         match &self.client {
             Some(client) => write!(out, "  {}", client)?,
             None => write!(out, "  {}", self.peer)?,
+        }
+        if let Some(user) = &self.user {
+            write!(out, "  as {user}")?;
+        }
+        for hook in self.hooks {
+            write!(out, "  hook {} {}", hook.name, hook.verdict.as_str())?;
         }
         if let Some(cause) = &self.cause {
             write!(out, "  {cause}")?;
@@ -559,8 +612,38 @@ impl Json for Responder {
     fn write(self, out: &mut Vec<u8>) {
         match self {
             Self::Edge => encode::plain_string(out, b"edge"),
+            Self::Auth => encode::plain_string(out, b"auth"),
             Self::Upstream => encode::plain_string(out, b"upstream"),
         }
+    }
+}
+
+impl HookVerdict {
+    /// The word for records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl Json for &[HookRecord] {
+    fn write(self, out: &mut Vec<u8>) {
+        for (index, hook) in self.iter().enumerate() {
+            out.push(if index == 0 { b'[' } else { b',' });
+            let mut object = Object::begin(out);
+            object.add("name", &*hook.name);
+            object.add("mode", if hook.is_enforced { "enforce" } else { "monitor" });
+            object.add("verdict", hook.verdict.as_str());
+            object.add_some("rule", hook.rule.as_deref());
+            object.add_some("id", hook.id.as_deref());
+            object.add("ms", millis(hook.took));
+            object.end();
+        }
+        // Never empty: it is left out then.
+        out.push(b']');
     }
 }
 

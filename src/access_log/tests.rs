@@ -55,6 +55,9 @@ fn request<'a>(method: &'a Method, target: &'a str) -> RequestRecord<'a> {
         sni: Some("claw.example.com"),
         status: StatusCode::OK,
         by: Responder::Upstream,
+        auth: None,
+        user: None,
+        hooks: &[],
         code: None,
         cause: None,
         limit: None,
@@ -100,6 +103,9 @@ fn our_own_answer_says_who_and_why() {
             tls: None,
             status: StatusCode::MISDIRECTED_REQUEST,
             by: Responder::Edge,
+            auth: None,
+            user: None,
+            hooks: &[],
             code: Some("E421-unknown-host"),
             cause: Some("no site has this name"),
             upstream: None,
@@ -255,6 +261,9 @@ fn a_line_for_people_is_short() {
         log.request(&request(&Method::GET, "/a?token=s3cret"));
         log.request(&RequestRecord {
             by: Responder::Edge,
+            auth: None,
+            user: None,
+            hooks: &[],
             code: Some("E502-refused"),
             cause: Some("nothing listens"),
             ..request(&Method::POST, "/b")

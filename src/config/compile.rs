@@ -6,6 +6,7 @@
 mod access;
 mod acme;
 mod admin;
+mod auth;
 mod certificate;
 mod dns;
 mod files;
@@ -34,6 +35,7 @@ use crate::site::access::Switch;
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni};
 use acme::Acme;
+use auth::Ways;
 use limits::LimitSet;
 use listen::Listeners;
 use networks::{Defined, in_layer};
@@ -55,6 +57,7 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         networks: Vec::new(),
         switches: Vec::new(),
         limits: Vec::new(),
+        ways: Ways::default(),
     };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
@@ -86,6 +89,8 @@ struct Compiler<'r> {
     switches: Vec<Arc<Switch>>,
     /// `[limits]`.
     limits: Vec<LimitSet>,
+    /// `[auth]` and `[hooks]`.
+    ways: Ways,
 }
 
 impl Compiler<'_> {
@@ -116,6 +121,8 @@ impl Compiler<'_> {
             self.reasons_of_shared(&defaults.value, "[defaults]", &[]);
         }
         self.limit_sets(file.limits.as_ref().map(|at| &at.value));
+        self.ways = self.ways(file);
+        self.identities(file, &trust);
         let mut upstreams = self.upstreams(file.upstreams.as_ref().map(|at| &at.value));
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
@@ -130,7 +137,9 @@ impl Compiler<'_> {
         }
         let listeners = listeners.into_list();
         let acme = Arc::new(std::mem::take(&mut self.acme.policy));
-        (EdgeSettings { listeners, trust, unknown_sni, log, admin, process, acme, storage }, sites, effective)
+        let identity_headers = self.ways.identity_headers();
+        let edge = EdgeSettings { listeners, trust, unknown_sni, log, admin, process, acme, storage, identity_headers };
+        (edge, sites, effective)
     }
 
     /// Adds a diagnostic.
@@ -184,7 +193,34 @@ impl Compiler<'_> {
                 Some(name.into_boxed_str())
             })
             .collect();
-        Trust { proxies, proxy_protocol, strip }
+        let identity = list(trust.and_then(|trust| trust.identity.as_ref()))
+            .iter()
+            .filter_map(|entry| self.identity_header(entry, "\"identity\" of [trust]"))
+            .collect();
+        Trust { proxies, proxy_protocol, strip, identity }
+    }
+
+    /// Reports identity headers that a hop and the edge itself would write.
+    fn identities(&mut self, file: &File, trust: &Trust) {
+        let ours = self.ways.identity_headers();
+        let written = list(file.trust.as_ref().and_then(|at| at.value.identity.as_ref()));
+        for entry in
+            written.iter().filter(|entry| ours.iter().any(|name| entry.value.eq_ignore_ascii_case(name.as_str())))
+        {
+            let message = format!("\"{}\" in \"identity\" of [trust] is written by [auth]", entry.value);
+            self.push(
+                Diagnostic::at(Code::Conflict, &entry.span, message)
+                    .label("nobody else's word is taken then")
+                    .help("remove it here, or from [auth]"),
+            );
+        }
+        if let Some(entry) = written.first().filter(|_| trust.proxies.nets.is_empty() && !trust.proxies.unix) {
+            let message = "\"identity\" of [trust] names headers, and \"proxies\" nobody who may send them";
+            self.push(
+                Diagnostic::at(Code::NoEffect, &entry.span, message)
+                    .help("name the hop that writes them in \"proxies\", or remove the line"),
+            );
+        }
     }
 
     /// One list of those whose word about the client is taken.
@@ -307,8 +343,8 @@ impl Compiler<'_> {
         if self.report.has_errors() {
             return;
         }
-        let names =
-            listeners.unused().map(|name| ("listener", name)).chain(upstreams.unused().map(|name| ("upstream", name)));
+        let names = listeners.unused().map(|name| ("listener", name));
+        let names = names.chain(upstreams.unused().map(|name| ("upstream", name))).chain(self.ways.unused());
         for (kind, name) in names {
             let message = format!("{kind} \"{}\" is never used", name.value);
             self.report.push(Diagnostic::at(Code::Unused, &name.span, message).help("name it in a site, or remove it"));

@@ -7,11 +7,13 @@
 mod access;
 mod acme;
 mod admin;
+mod auth;
 mod limits;
 
 pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
 pub(crate) use admin::Admin;
+pub(crate) use auth::{Auth, AuthType, Hook, HookMode, OnError, SkipIf, Users};
 pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
 
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
@@ -64,6 +66,10 @@ mirror! {
         limits: Map<LimitSet> = example("api = { requests = { rate = \"20/s\", burst = 40 } }");
         /// Named groups of servers. A site or route names one in `upstream`.
         upstreams: Map<Upstream> = example("");
+        /// Ways to say who asks. A site or route names those that it takes in `auth`.
+        auth: Map<Auth> = example("");
+        /// Services that are asked whether a request may pass. A site or route names them in `hooks`.
+        hooks: Map<Hook> = example("");
         /// What each host name serves. A name is a host name, an IP address, or `*.name` (exactly
         /// one further label); it is compared in A-label lower case. An exact name wins over `*.`.
         sites: Map<Site> = example("");
@@ -131,6 +137,11 @@ mirror! {
         /// else's requests, such as identity headers that your upstream believes. A name that ends
         /// in `-` means all headers that begin so. The well-known ones are removed without it.
         strip: List<String> = default("[]");
+        /// Identity headers that are taken from `proxies`, and from nobody else, such as those of an authenticating
+        /// proxy or of Tailscale Serve in front: `tailscale-user-login`. Without this they are removed from everybody's
+        /// requests. Danger: the upstream takes them for a sign-in; only a hop that replaces a client's own copies
+        /// may be in `proxies` then.
+        identity: List<String> = default("[]");
     }
 }
 
@@ -186,7 +197,9 @@ mirror! {
         tunnel_grace: Period = default("\"5s\"");
         /// How many good configurations are kept under `storage` for `tidegate rollback`.
         history: Count<0, 1000> = default("20");
-        /// Most connections at once. Default: what the limit of open files allows. Read at start.
+        /// Most connections and tunnels at once; those above it are reset. Default: half of what the limit of open files
+        /// allows, less a reserve, because each needs one towards an upstream too. One client may hold a quarter of
+        /// it, or what a site's `limits.connections.per_client` allows, if that is more.
         max_connections: Count<1, 10_000_000> = example("10000");
         /// Worker threads. Default: one a core. Read at start.
         workers: Count<1, 1024> = example("4");
@@ -315,6 +328,12 @@ mirror! {
         deny_with: DenyWith = default("403");
         /// While a file exists, requests get 503, with the page for 503 in `errors`. Tunnels that stand stay.
         maintenance: Maintenance = example("{ file = \"/etc/tidegate/maintenance\", allow = [\"office\"] }");
+        /// Names of `[auth]`, of which any one suffices; whoever has none of them gets 401, or is sent to log in.
+        /// WebSockets are judged at their handshake, redirects and fixed answers too. An empty list in a route
+        /// exempts it: for webhooks, whose senders prove themselves to the upstream. Default: nobody is asked.
+        auth: List<String> = example("[\"staff\"]");
+        /// Names of `[hooks]`, asked one after another whether a request may pass. Default: nobody is asked.
+        hooks: List<String> = example("[\"scoring\"]");
         /// Which `Origin` may open a WebSocket or send an unsafe method (not GET, HEAD, OPTIONS,
         /// TRACE). Default: the upstream judges.
         origins: Origins = example("{ allow = [\"https://claw.example.com\"], missing = \"allow\" }");

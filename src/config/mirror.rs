@@ -109,6 +109,11 @@ pub(crate) trait Mirror: Default + Clone {
     fn settings(&self, path: &str, out: &mut Vec<Listed>);
 }
 
+/// The name of a key as it is written in the file.
+pub(crate) fn plain(key: &'static str) -> &'static str {
+    key.strip_prefix("r#").unwrap_or(key)
+}
+
 /// Makes a table of the file: its struct, and what reader, schema, reference and `show` need.
 ///
 /// Each key has its doc, its kind, and a sample: `default`, `example`, `required` or `parts`.
@@ -138,7 +143,7 @@ macro_rules! mirror {
             fn keys() -> Vec<Key> {
                 #[allow(unused_mut, reason = "only tables with shared keys add to it")]
                 let mut keys = vec![$(Key {
-                    name: stringify!($key),
+                    name: $crate::config::mirror::plain(stringify!($key)),
                     doc: &[$($doc),+],
                     sample: mirror!(@sample $sample $(($text))?),
                     shape: <$kind as Value>::shape(),
@@ -154,6 +159,8 @@ macro_rules! mirror {
             }
 
             fn take(&mut self, key: &str, node: Node<'_>, reader: &mut Reader<'_>) -> bool {
+                // A word of the language stands as `r#type` in the description.
+                let key = if key == "type" { "r#type" } else { key };
                 match key {
                     $(stringify!($key) => self.$key = reader.at(node),)*
                     "why" => self.why = reader.at(node),
@@ -185,7 +192,10 @@ macro_rules! mirror {
             }
 
             fn settings(&self, path: &str, out: &mut Vec<Listed>) {
-                let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+                let join = |key: &'static str| {
+                    let key = $crate::config::mirror::plain(key);
+                    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+                };
                 $(match &self.$key {
                     Some(at) => at.value.list(&join(stringify!($key)), &at.span, at.layer, out),
                     None => <$kind as Value>::list_absent(&join(stringify!($key)), mirror!(@sample $sample $(($text))?), out),

@@ -157,6 +157,12 @@ codes! {
     LimitName = "C111" Error;
     /// A limit that another one beside it makes useless.
     NeverReached = "C112" Warning;
+    /// A name of `[auth]` or `[hooks]` that cannot be one.
+    AuthName = "C120" Error;
+    /// A site takes client certificates, and asks no client for one.
+    NoClientCert = "C121" Error;
+    /// A users file with nobody in it.
+    NobodyLogsIn = "C122" Warning;
     /// Status and metrics where others could reach them.
     AdminReachable = "C130" Error;
     /// Metrics on an address that is not private.

@@ -114,6 +114,13 @@ pub fn reference() -> String {
                     }
                 }
             }
+            // As comments: which keys belong together depends on the type.
+            (Shape::Map(inner), name) if table_in(inner).is_some() && name != "networks" => {
+                let _ = writeln!(out, "#\n# [{name}.NAME]\n# Its keys:");
+                if let Some(table) = table_in(inner) {
+                    inner_keys(&mut out, table, "  ");
+                }
+            }
             (Shape::Table(_), name) if matches!(key.sample, Sample::Parts) => {
                 section(&mut out, &format!("[{name}]"), &key.shape)
             }

@@ -157,7 +157,7 @@ impl fmt::Display for Rate {
 pub fn parse_byte_rate(text: &str) -> Result<ByteRate, UnitError> {
     const WHAT: &str = "size in a second";
     let Some(size) = text.trim().strip_suffix("/s") else {
-        let right = parse_size(text).map_or_else(|_| ByteSize(1 << 10), |size| size);
+        let right = parse_size(text).unwrap_or(ByteSize(1 << 10));
         let is_number = text.trim().parse::<u64>().is_ok();
         return Err(if is_number {
             UnitError::NoUnit { number: text.trim().to_owned(), advice: format!("\"{}B/s\"", text.trim()) }

@@ -139,12 +139,14 @@ impl Pool {
 
     /// Drops the idle connections of endpoints that no site names any more, and those too old.
     pub fn sweep(&self, table: &SiteTable) {
-        let routes = table.sites().iter().flat_map(|site| site.routes.iter());
-        let forwards = routes.filter_map(|route| match &route.action {
+        let routes = || table.sites().iter().flat_map(|site| site.routes.iter());
+        let forwards = routes().filter_map(|route| match &route.action {
             Action::Forward(forward) => Some(&forward.upstream),
             Action::Redirect(_) | Action::Respond(_) => None,
         });
+        let asked = routes().flat_map(|route| route.services()).map(|service| &service.upstream);
         let used: HashMap<_, _> = forwards
+            .chain(asked)
             .flat_map(|upstream| &upstream.endpoints)
             .map(|endpoint| (endpoint.identity, endpoint.keep_alive))
             .collect();

@@ -42,7 +42,7 @@ pub struct Edge<'a> {
 
 /// Removes from a request what a client may not say to an upstream: hop-by-hop fields and those that
 /// its `Connection` lists, forwarding and identity headers, every name with `_`, and the names in
-/// `also` (such as `client_cert.header` of any site). `trust.strip` is kept from a trusted peer.
+/// `also` (such as `client_cert.header` of any site). `trust.strip` and `trust.identity` are kept from a trusted peer.
 ///
 /// One walk over the names; a request with nothing to remove costs no allocation.
 pub fn clean_request(headers: &mut HeaderMap, trust: &Trust, peer_is_trusted: bool, also: &[HeaderName]) {
@@ -52,10 +52,12 @@ pub fn clean_request(headers: &mut HeaderMap, trust: &Trust, peer_is_trusted: bo
         let text = name.as_str();
         // No early exit, so that the compiler vectorises it: names are too short for a search to pay.
         let has_underscore = text.bytes().fold(false, |found, byte| found | (byte == b'_'));
-        has_underscore
-            || names::meaning_of_dashed(text) != Meaning::EndToEnd
-            || also.contains(name)
-            || (!peer_is_trusted && is_stripped(text, &trust.strip))
+        let is_refused = match names::meaning_of_dashed(text) {
+            Meaning::EndToEnd => !peer_is_trusted && trust.identity.contains(name),
+            Meaning::HopByHop => true,
+            Meaning::Forwarding | Meaning::Identity => !(peer_is_trusted && trust.identity.contains(name)),
+        };
+        has_underscore || is_refused || also.contains(name) || (!peer_is_trusted && is_stripped(text, &trust.strip))
     });
     if wants_trailers {
         // RFC 9110 10.1.4: a sender of TE also lists it in Connection.
@@ -103,6 +105,12 @@ pub fn clean_response(headers: &mut HeaderMap) {
 /// Removes from a trailer section what may not stand there, of a request or of a response.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
     remove_all(trailers, |name| !names::may_trail(name.as_str()));
+}
+
+/// Removes a trailer section of a request whole (RFC 9110 6.5.1 allows it): where the edge says who asks, no reader
+/// behind it shall find a second word on that, wherever it looks.
+pub fn drop_trailers(trailers: &mut HeaderMap) {
+    trailers.clear();
 }
 
 /// Joins cookie crumbs into one field, as HTTP/1.1 needs it (RFC 9113 8.2.3).

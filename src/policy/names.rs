@@ -80,8 +80,9 @@ pub(super) fn meaning_of_dashed(name: &str) -> Meaning {
 }
 
 /// Prefixes of names that authenticating proxies write and nobody else has a use for.
-const X_IDENTITY: [&str; 10] = [
+const X_IDENTITY: [&str; 11] = [
     "x-auth-request-",
+    "x-authentik-",
     "x-pomerium-",
     "x-remote-",
     "x-tailscale-",
@@ -175,6 +176,7 @@ mod tests {
             ("remote-user", Identity),
             ("x-remote_user", Identity),
             ("x-auth-request-email", Identity),
+            ("x-authentik-username", Identity),
             ("cf-access-jwt-assertion", Identity),
             ("client-cert", Identity),
             ("x-openclaw-scopes", Identity),

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use http::header::{
     ACCEPT, HOST, ORIGIN, REFERER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, USER_AGENT,
+    SEC_WEBSOCKET_VERSION, SET_COOKIE, USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
 
+use super::auth::Admission;
 use super::reply::{self, Reply, ReplyBody};
 use super::{Carrier, Connection, Parts, target};
-use crate::access_log::{Amounts, RequestRecord, Responder, Timings, TlsRecord};
+use crate::access_log::{Amounts, HookRecord, RequestRecord, Responder, Timings, TlsRecord};
 use crate::addr::ClientAddr;
 use crate::body::{BodyError, Meter};
 use crate::drain::{Guard, Work};
@@ -51,6 +52,8 @@ pub struct Exchange {
     pub client: Option<ClientAddr>,
     /// Its place among the tunnels that are counted, until the tunnel takes it over.
     pub tunnel_place: Option<Hold>,
+    /// What is known of who asks, where the edge has found it out.
+    pub admission: Option<Box<Admission>>,
     /// The request body's meter, if it has a body.
     pub request_meter: Option<Rc<Meter>>,
     /// What only the record needs.
@@ -90,6 +93,10 @@ pub struct Notes {
     status: Option<StatusCode>,
     refusal: Option<Refusal>,
     is_by_endpoint: bool,
+    /// The way of `[auth]` whose service gave the answer.
+    answered_by: Option<Arc<str>>,
+    /// What decision services said.
+    pub hooks: Vec<HookRecord>,
     is_upgrade: bool,
     /// Which WebSocket headers came: a proxy before us may have taken some.
     websocket: Vec<&'static str>,
@@ -143,6 +150,8 @@ impl Exchange {
             status: None,
             refusal: None,
             is_by_endpoint: false,
+            answered_by: None,
+            hooks: Vec::new(),
             is_upgrade: false,
             websocket: websocket_headers(fields),
             bytes_out: 0,
@@ -160,6 +169,7 @@ impl Exchange {
             site: None,
             route: None,
             tunnel_place: None,
+            admission: None,
             request_meter: None,
             notes,
         })
@@ -260,6 +270,11 @@ impl Exchange {
         self.notes.is_by_endpoint = true;
     }
 
+    /// A service of `[auth]` gives the answer.
+    pub fn answered_by_auth(&mut self, name: Arc<str>) {
+        self.notes.answered_by = Some(name);
+    }
+
     /// The response to a refused request.
     pub fn refuse(mut self: Box<Self>, refusal: Refusal) -> Response<ReplyBody> {
         let is_near = self.client.is_some_and(ClientAddr::is_near);
@@ -284,6 +299,11 @@ impl Exchange {
         if !self.notes.is_by_endpoint {
             let ours = || HeaderValue::from_static("tidegate");
             response.headers_mut().entry(refusal::PROXY_STATUS).or_insert_with(ours);
+        }
+        if let Some(admission) = &self.admission {
+            for cookie in &admission.cookies {
+                response.headers_mut().append(SET_COOKIE, cookie.clone());
+            }
         }
         response.headers_mut().entry(refusal::X_REQUEST_ID).or_insert_with(|| self.id.clone());
         self.notes.status = Some(response.status());
@@ -367,7 +387,14 @@ impl Exchange {
             tls: tls.map(|tls| TlsRecord { version: tls.version, cipher: tls.cipher, group: tls.group }),
             sni: tls.and_then(|tls| tls.sni.as_ref()).map(|name| name.as_str()),
             status: notes.status.unwrap_or(client_left()),
-            by: if notes.is_by_endpoint { Responder::Upstream } else { Responder::Edge },
+            by: match &notes.answered_by {
+                _ if notes.is_by_endpoint => Responder::Upstream,
+                Some(_) => Responder::Auth,
+                None => Responder::Edge,
+            },
+            auth: notes.answered_by.as_deref().or(self.admission.as_ref().map(|admission| &*admission.auth.name)),
+            user: self.admission.as_ref().and_then(|admission| admission.user.as_deref()),
+            hooks: &notes.hooks,
             code: notes.refusal.as_ref().map(Refusal::code),
             cause: notes.refusal.as_ref().map(Refusal::cause),
             limit: notes.refusal.as_ref().and_then(Refusal::limit),

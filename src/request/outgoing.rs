@@ -45,6 +45,9 @@ pub(super) fn outgoing_head(
         upgrade.write(fields);
     }
     exchange.write_client_certificate(fields);
+    if let Some(admission) = &exchange.admission {
+        admission.write(fields);
+    }
     let edge = headers::Edge {
         client: (!is_local).then_some(client),
         proto: exchange.scheme(),

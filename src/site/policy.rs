@@ -48,6 +48,8 @@ pub struct Trust {
     /// Further request headers that are removed unless the peer is a trusted hop. Lower case,
     /// `_` written as `-`; an entry that ends in `-` means every header that begins so.
     pub strip: Vec<Box<str>>,
+    /// Identity headers that a trusted hop may send, and nobody else.
+    pub identity: Vec<HeaderName>,
 }
 
 /// Time limits of one request, tunnel or connection.

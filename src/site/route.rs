@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, Method, request};
 
 use super::access::Access;
+use super::auth::{Auth, Hook, Service};
 use super::limit::Limiters;
 use super::policy::{Embed, ErrorPage, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Timeouts};
 use super::upstream::Upstream;
@@ -21,6 +22,10 @@ pub struct Route {
     pub condition: Condition,
     /// Who may enter; `None` for everybody, at all times.
     pub access: Option<Box<Access>>,
+    /// Ways to say who asks, one of which is needed; empty for none. Those that ask nobody come first.
+    pub auth: Vec<Arc<Auth>>,
+    /// Who is asked whether a request may pass.
+    pub hooks: Vec<Arc<Hook>>,
     /// What is done with them.
     pub action: Action,
     /// Time limits.
@@ -37,6 +42,13 @@ pub struct Route {
     pub hsts: Option<Hsts>,
     /// Pages in place of our own answers.
     pub errors: Vec<ErrorPage>,
+}
+
+impl Route {
+    /// The services that are asked about its requests.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.auth.iter().filter_map(|auth| auth.service()).chain(self.hooks.iter().map(|hook| &hook.service))
+    }
 }
 
 /// Which requests a route takes.

@@ -90,6 +90,7 @@ pub(super) fn table(storage: &Path, unknown_sni: UnknownSni, sites: Vec<Site>) -
         process,
         acme: std::sync::Arc::default(),
         storage: storage.to_owned(),
+        identity_headers: Vec::new(),
     };
     SiteTable::new(edge, sites.into_iter().map(Arc::new).collect()).expect("a table")
 }

@@ -4,6 +4,7 @@
 import { attributionExplained, identityHeaders, localAttribution } from "./checks/attribution.mjs";
 import { balancer } from "./checks/balancer.mjs";
 import { controlUi } from "./checks/browser.mjs";
+import { logins } from "./checks/login.mjs";
 import { foreignOrigin, largestFrames, handshakes } from "./checks/protocol.mjs";
 import { restart } from "./checks/restart.mjs";
 import { tools } from "./checks/tools.mjs";
@@ -56,6 +57,7 @@ try {
   await lockout(scene); // its address stays locked out for 5 minutes: nobody else uses it
   await restart(scene);
   await identityHeaders(scene);
+  await logins(scene);
   await check("the edge stops in order on SIGTERM", async () => {
     const peak = edge.peakMemory();
     same((await edge.stop()).code, 0, "exit status");

@@ -1,5 +1,8 @@
 //! The examples behind the edge, with the files that front them (issue 2, 12).
 
+#[path = "../../examples/auth.rs"]
+#[allow(dead_code, reason = "its `main` and its arguments are for people")]
+mod auth;
 #[path = "../../examples/events.rs"]
 #[allow(dead_code, reason = "its `main` and its arguments are for people")]
 mod events;
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Edge, Socket, site, within};
+use crate::harness::{Edge, Socket, Upstream, site, within};
 
 /// An example's file with free ports in place of its own, and its upstream at this address.
 fn shipped(name: &str, own: &str, upstream: &str) -> String {
@@ -100,4 +103,41 @@ async fn the_events_example_streams_through_its_file() {
     drop(wire);
     let notice = within("the example notices that the client left", notices.recv()).await.expect("a notice");
     assert!(matches!(notice, events::Notice::ClientGone(_)), "{notice:?}");
+}
+
+/// G-12: the auth example behind the edge, through the shipped file: a page to log in, a cookie, and then the identity.
+#[tokio::test]
+async fn the_auth_example_says_who_asks_through_its_file() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let options = auth::Options { password: "wonderland".into(), domain: "example.com".into() };
+    tokio::spawn(auth::serve(listener, options));
+    let upstream = Upstream::saying("inside").await;
+    let text = shipped("auth.toml", "127.0.0.1:4180", &address).replace("127.0.0.1:3000", &upstream.to_string());
+    let edge = Edge::start(&text).await;
+    let page = edge.get_with("localhost", "/a?b=c", "Accept: text/html\r\n").await;
+    assert_eq!((page.status, page.headers.get("location")), (302, Some("/login?rd=/a%3Fb%3Dc")));
+    assert_eq!(edge.get("localhost", "/a").await.status, 401);
+    assert_eq!(edge.upgrade("localhost", "/a", "").await.0.status, 401);
+    let form = edge.get("localhost", "/login?rd=/a%3Fb%3Dc").await;
+    assert!(form.text().contains("value=\"/a?b=c\""), "{}", form.text());
+    let post = async |form: &str| {
+        let head = "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n";
+        edge.exchange("localhost", format!("{head}Content-Length: {}\r\n\r\n{form}", form.len())).await
+    };
+    assert_eq!(post("user=alice&password=wrong").await.status, 401);
+    assert_eq!(post("user=alice&password=wonderland&rd=//evil.test/").await.headers.get("location"), Some("/"));
+    let welcome = post("user=alice&password=wonderland&rd=%2Fa%3Fb%3Dc").await;
+    assert_eq!((welcome.status, welcome.headers.get("location")), (303, Some("/a?b=c")));
+    let cookie = welcome.headers.get("set-cookie").and_then(|cookie| cookie.split(';').next()).expect("a cookie");
+    let lines = format!("Cookie: {cookie}\r\nX-Auth-Request-User: root\r\nX-Auth-Request-Email: root@example.com\r\n");
+    assert_eq!(edge.get_with("localhost", "/a?b=c", &lines).await.text(), "inside");
+    let seen = upstream.only().await;
+    assert_eq!(seen.headers.all("x-auth-request-user"), ["alice"]);
+    assert_eq!(seen.headers.all("x-auth-request-email"), ["alice@example.com"]);
+    // A webhook needs no login, and says nothing of who it is.
+    assert_eq!(edge.get_with("localhost", "/hooks/x", "X-Auth-Request-User: root\r\n").await.status, 200);
+    assert!(!upstream.request(1).await.headers.has("x-auth-request-user"));
+    assert_eq!(edge.get_with("localhost", "/logout", &lines).await.status, 303);
+    assert_eq!(edge.get_with("localhost", "/a", &lines).await.status, 401);
 }

@@ -126,6 +126,9 @@ async fn rapid_resets_are_cut() {
     assert_cut(&edge, said, "too many streams reset by the client").await;
 }
 
+/// The frames by which a client makes us reset a stream.
+type Provocation = Box<dyn Fn(u32) -> Vec<u8>>;
+
 /// CVE-2025-8671 (MadeYouReset): resets that the client makes us send count as its own.
 #[tokio::test]
 async fn resets_that_a_client_provokes_are_cut() {
@@ -136,7 +139,7 @@ async fn resets_that_a_client_provokes_are_cut() {
     };
     let post = fields(&[(":method", "POST"), GET[1], GET[2], GET[3], ("content-length", "5")]);
     let twice = fields(&[GET[0], GET[0], GET[1], GET[2], GET[3]]);
-    let mut ways: Vec<(&str, Box<dyn Fn(u32) -> Vec<u8>>)> = Vec::new();
+    let mut ways: Vec<(&str, Provocation)> = Vec::new();
     ways.push(("a window that overflows", {
         let block = get_block();
         Box::new(move |stream| [frame(1, 0x5, stream, &block), frame(8, 0, stream, &[0x7f, 0xff, 0xff, 0xff])].concat())

@@ -32,7 +32,7 @@ impl Compiler<'_> {
     }
 
     /// Reports a file that cannot be read.
-    fn cannot_read(&mut self, span: &Span, path: &std::path::Path, place: &str, why: &str) {
+    pub(super) fn cannot_read(&mut self, span: &Span, path: &std::path::Path, place: &str, why: &str) {
         let message = format!("cannot read the file in {place}: {why}");
         let mut diagnostic = Diagnostic::at(Code::File, span, message);
         // The text may be relative; say what it was taken for.
@@ -88,20 +88,27 @@ impl Compiler<'_> {
         Some((credential.span.clone(), PathBuf::from(directory).join(&credential.value)))
     }
 
+    /// The file that a secret must name.
+    pub(super) fn secret_path(&mut self, at: &At<Secret>, place: &str) -> Option<(Span, PathBuf)> {
+        self.one_source(at, place)?;
+        self.secret_file(at, place)
+    }
+
+    /// Reports a secret that does not name exactly one source.
+    fn one_source(&mut self, at: &At<Secret>, place: &str) -> Option<()> {
+        let sources = at.value.sources();
+        if sources != 1 && at.value.broken.is_empty() {
+            let names = if sources == 0 { "no source" } else { "more than one source" };
+            let message = format!("the secret in {place} names {names}");
+            let help = "write one of { file = \"…\" }, { env = \"…\" }, { credential = \"…\" }";
+            self.push(Diagnostic::at(Code::Conflict, &at.span, message).help(help));
+        }
+        (sources == 1).then_some(())
+    }
+
     /// Reads a secret, and warns when others can read it too.
     fn secret(&mut self, at: &At<Secret>, place: &str) -> Option<Vec<u8>> {
-        let sources = at.value.sources();
-        if sources != 1 {
-            if at.value.broken.is_empty() {
-                let message = format!(
-                    "the secret in {place} names {}",
-                    if sources == 0 { "no source" } else { "more than one source" }
-                );
-                let help = "write one of { file = \"…\" }, { env = \"…\" }, { credential = \"…\" }";
-                self.push(Diagnostic::at(Code::Conflict, &at.span, message).help(help));
-            }
-            return None;
-        }
+        self.one_source(at, place)?;
         if let Some(env) = &at.value.env {
             return match std::env::var(&env.value) {
                 Ok(value) => Some(value.into_bytes()),

@@ -82,6 +82,7 @@ impl Compiler<'_> {
     ) -> Option<Route> {
         let Parts { shared, place, .. } = parts;
         let access = self.access(shared, place);
+        let (auth, hooks) = (self.auths(shared, place), self.hooks(shared, place));
         let action = self.action(parts, upstreams);
         let timeouts = timeouts(shared);
         let limits = self.sizes(shared, place);
@@ -90,7 +91,21 @@ impl Compiler<'_> {
         let origins = self.origins(shared, place);
         let hsts = self.hsts(shared, place);
         let errors = shared.errors.as_ref().map_or_else(Vec::new, |map| self.error_pages(&map.value, place));
-        Some(Route { condition, access, action: action?, timeouts, limits, limiters, headers, origins, hsts, errors })
+        let action = action?;
+        Some(Route {
+            condition,
+            access,
+            auth,
+            hooks,
+            action,
+            timeouts,
+            limits,
+            limiters,
+            headers,
+            origins,
+            hsts,
+            errors,
+        })
     }
 
     /// Reports two actions in one table.

@@ -130,6 +130,9 @@ impl Compiler<'_> {
         if let Some((name, at)) = wanted(&written.shared) {
             self.not_a_route(name, &at.span, place);
         }
+        if let (Some(tls), Some(routes)) = (&tls, &routes) {
+            self.certificates_are_asked_for(place, &draft.name.span, tls.as_ref(), routes);
+        }
         Some(Site {
             host: host.clone(),
             label: Arc::from(host.to_string()),

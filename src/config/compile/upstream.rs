@@ -301,7 +301,7 @@ impl Compiler<'_> {
     }
 
     /// Warns when requests leave this machine unencrypted.
-    fn warn_of_cleartext(&mut self, address: &EndpointAddr, is_tls: bool, at: &At<String>) {
+    pub(super) fn warn_of_cleartext(&mut self, address: &EndpointAddr, is_tls: bool, at: &At<String>) {
         if is_tls || address.is_local() {
             return;
         }
