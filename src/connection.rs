@@ -13,6 +13,7 @@ pub mod socket;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,10 +25,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::access_log::ConnectionRecord;
 use crate::addr::PeerAddr;
 use crate::drain::Guard;
-use crate::request::{Connection, Parts};
+use crate::policy::count::Hold;
+use crate::policy::limits::key_of_connection;
+use crate::request::{Connection, Parts, Places};
 use crate::site::policy::{Alpn, Timeouts};
 use crate::site::{Listener, Role, SiteTable};
-use crate::tls::{self, HandshakeError, Policies, TlsFacts};
+use crate::tls::{self, Handshake, HandshakeError, Policies, TlsFacts};
 use proxy_protocol::Preface;
 use socket::{Patient, Socket, SocketHandle};
 
@@ -55,6 +58,8 @@ pub struct Accepted {
     pub at: Instant,
     /// Counts it until it has ended.
     pub guard: Guard,
+    /// Its place among those of its client, unless that is not known yet, or no client.
+    pub client: Option<Hold>,
 }
 
 /// The deadlines of a listener, and the largest head that any route takes.
@@ -107,7 +112,7 @@ pub async fn serve(shared: Rc<Shared>, accepted: Accepted) {
     let _counted = accepted.guard;
     let (socket, handle) = Patient::new(accepted.socket, Timeouts::default().send);
     let (peer, local, role, at) = (accepted.peer, accepted.local, accepted.role, accepted.at);
-    let arrival = Arrival { shared, peer, via: None, local, role, at, handle };
+    let arrival = Arrival { shared, peer, via: None, local, role, at, handle, client: accepted.client };
     // Boxed, each in its time: a connection that is open for days has room for neither handshake nor another protocol.
     let Some(serving) = Box::pin(arrival.open(socket)).await else { return };
     serving.await;
@@ -126,6 +131,20 @@ struct Arrival {
     role: Arc<Role>,
     at: Instant,
     handle: SocketHandle,
+    client: Option<Hold>,
+}
+
+/// The place of a client's connection; `None` for whoever is no client: hops, and this machine.
+///
+/// # Errors
+/// When the client has as many as one may have.
+pub fn client_place(parts: &Parts, table: &SiteTable, peer: PeerAddr) -> Result<Option<Hold>, NonZeroU32> {
+    key_of_connection(table, peer).map(|key| parts.limits.enter_crowd(key)).transpose()
+}
+
+/// Why a connection is refused, for its record.
+pub fn more_than(most: NonZeroU32) -> String {
+    format!("more than {most} connections of one client (limit \"process\")")
 }
 
 impl Arrival {
@@ -143,7 +162,15 @@ impl Arrival {
         if table.edge.trust.proxy_protocol.has_peer(self.peer) {
             // Boxed: the few that send one need room for it, and only until it is read.
             match Box::pin(proxy_protocol::read(&mut socket, deadline)).await {
-                Ok(preface) => self.introduce(preface),
+                Ok(preface) => {
+                    self.introduce(preface);
+                    // A proxy that speaks for itself is a hop, not a client.
+                    let place = |arrival: &Self| client_place(&arrival.shared.parts, table, arrival.peer);
+                    match if self.is_of_proxy() { Ok(None) } else { place(&self) } {
+                        Ok(place) => self.client = place,
+                        Err(most) => return self.refuse(&more_than(most), None),
+                    }
+                }
                 Err(fault) => {
                     self.record(&Ending::quiet("proxy", fault.to_string()), None, None);
                     return None;
@@ -151,7 +178,8 @@ impl Arrival {
             }
         }
         if !self.role.is_tls {
-            return Some(self.http1(socket, None, bounds));
+            let places = Places::new(self.client.take());
+            return Some(self.http1(socket, None, places, bounds));
         }
         let ip = self.local.map(|local| local.ip());
         match tls::accept(socket, &self.shared.policies, table, id, ip, deadline).await {
@@ -163,11 +191,26 @@ impl Arrival {
                 self.record(&Ending::quiet("tls", error.to_string()), error.sni(), None);
                 None
             }
-            Ok(handshake) => Some(match handshake.facts.alpn {
-                Alpn::Http11 => self.http1(handshake.stream, Some(handshake.facts), bounds),
-                Alpn::Http2 => self.http2(handshake.stream, handshake.facts, bounds),
-            }),
+            Ok(Handshake { stream, facts }) => {
+                let places = Places::new(self.client.take());
+                if let Some(site) = table.site_of(&facts.site_host)
+                    && let Err(full) = places.enter_site(&self.shared.parts.limits, table, site, self.peer)
+                {
+                    return self.refuse(full.cause(), facts.sni.as_ref().map(|name| name.as_str()));
+                }
+                Some(match facts.alpn {
+                    Alpn::Http11 => self.http1(stream, Some(facts), places, bounds),
+                    Alpn::Http2 => self.http2(stream, facts, places, bounds),
+                })
+            }
         }
+    }
+
+    /// Closes it at once, by a reset, as it would have been when it was accepted.
+    fn refuse(&self, why: &str, sni: Option<&str>) -> Option<Serving> {
+        self.handle.resets();
+        self.record(&Ending::quiet("refused", why), sni, None);
+        None
     }
 
     /// Takes the word of a preface for who connected, and where to.
@@ -187,29 +230,30 @@ impl Arrival {
         self.via == Some(self.peer)
     }
 
-    fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, bounds: Bounds) -> Serving
+    fn http1<S>(self, stream: S, tls: Option<Rc<TlsFacts>>, places: Places, bounds: Bounds) -> Serving
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let connection = self.connection(tls);
+        let connection = self.connection(tls, places);
         let parts = Rc::clone(&self.shared.parts);
         let serving = http1::serve(parts, Rc::clone(&connection), stream, bounds, self.at, self.handle.clone());
         Box::pin(async move { self.conclude(&connection, &serving.await) })
     }
 
-    fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, bounds: Bounds) -> Serving
+    fn http2<S>(self, stream: S, tls: Rc<TlsFacts>, places: Places, bounds: Bounds) -> Serving
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let connection = self.connection(Some(tls));
+        let connection = self.connection(Some(tls), places);
         let parts = Rc::clone(&self.shared.parts);
         let serving = http2::serve(parts, Rc::clone(&connection), stream, bounds, self.handle.clone());
         Box::pin(async move { self.conclude(&connection, &serving.await) })
     }
 
-    fn connection(&self, tls: Option<Rc<TlsFacts>>) -> Rc<Connection> {
+    fn connection(&self, tls: Option<Rc<TlsFacts>>, places: Places) -> Rc<Connection> {
         let Self { peer, via, local, ref role, .. } = *self;
-        Rc::new(Connection { peer, via, local, role: Arc::clone(role), tls, requests: Cell::new(0) })
+        let (requests, places) = (Cell::new(0), Rc::new(places));
+        Rc::new(Connection { peer, via, local, role: Arc::clone(role), tls, requests, places })
     }
 
     /// Requests have their own records; what ended before one, or broke the protocol, gets one here.

@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,8 +27,9 @@ use tokio::task::{coop, spawn_local};
 use crate::access_log::ConnectionRecord;
 use crate::addr::{ListenAddr, PeerAddr};
 use crate::connection::socket::Socket;
-use crate::connection::{self, Accepted, Shared};
+use crate::connection::{self, Accepted, Shared, more_than};
 use crate::drain::Work;
+use crate::policy::count::Hold;
 use crate::site::Role;
 use bind::Bound;
 
@@ -244,12 +246,24 @@ impl Door {
             );
             return self.refuse(arrival, &format!("more than {limit} connections"), shared);
         }
+        let client = match self.client(arrival.1, shared) {
+            Ok(client) => client,
+            Err(most) => {
+                let peer = arrival.1;
+                self.complain(
+                    &format_args!("{peer} has {most} open"),
+                    "connections of one client are refused: if it is a proxy of yours, name it in trust.proxies; if not, \
+                     and it needs more, allow them in limits.connections.per_client of a site",
+                );
+                return self.refuse(arrival, &more_than(most), shared);
+            }
+        };
         let (socket, peer) = arrival;
         let role = self.role.borrow().clone();
         let local = local_address(&socket, &role);
         let at = Instant::now();
         let guard = shared.parts.drain.guard(Work::Connection);
-        let accepted = Accepted { socket, peer, local, role: role.clone(), at, guard };
+        let accepted = Accepted { socket, peer, local, role: role.clone(), at, guard, client };
         let shared = shared.clone();
         spawn_local(async move {
             let serving = AssertUnwindSafe(connection::serve(shared.clone(), accepted)).catch_unwind();
@@ -257,6 +271,16 @@ impl Door {
                 record(&shared, &role, peer, "panic", &panic_text(&*panic), at);
             }
         });
+    }
+
+    /// The place of a client's connection, where one address may have only so many (G-14). Who comes with a preface is known
+    /// after it.
+    fn client(&self, peer: PeerAddr, shared: &Shared) -> Result<Option<Hold>, NonZeroU32> {
+        let generation = shared.parts.snapshot.current();
+        if generation.table.edge.trust.proxy_protocol.has_peer(peer) {
+            return Ok(None);
+        }
+        connection::client_place(&shared.parts, &generation.table, peer)
     }
 
     /// Closes a connection at once, by a reset: nothing of it stays here, not even TIME_WAIT.

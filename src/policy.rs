@@ -5,11 +5,16 @@
 //! `policy/access.rs`, and what is removed and written in `policy/headers.rs`.
 
 pub mod access;
+pub mod count;
 pub mod credentials;
 pub mod decision;
 pub mod headers;
+pub mod limits;
+pub mod lockout;
 pub mod names;
 pub mod password;
+pub mod rate;
+pub mod store;
 pub mod switch;
 pub mod trust;
 pub mod user_files;

@@ -4,6 +4,8 @@
 //! client gets status, code, words and request ID; causes go to the log, and to clients on this
 //! machine or a private network only. What an endpoint answered is never rewritten here.
 
+mod limit;
+
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
@@ -16,6 +18,8 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use serde::Serialize;
 
 use crate::body::Body;
+
+pub use limit::{Excess, Limited, Quota};
 
 /// `Proxy-Status` (RFC 9209).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -129,6 +133,8 @@ pub enum Refusal {
         /// What was tried, for the log and for near clients.
         detail: Box<str>,
     },
+    /// A limit is reached.
+    Limited(Box<Limited>),
     /// The site is being worked on.
     Maintenance {
         /// When to come back, in seconds.
@@ -292,6 +298,7 @@ impl Refusal {
             Self::Busy => {
                 words(S::SERVICE_UNAVAILABLE, "E503-busy", "connection_limit_reached", "too many uploads at once")
             }
+            Self::Limited(limited) => limited.what.words(),
             Self::Maintenance { .. } => words(
                 S::SERVICE_UNAVAILABLE,
                 "E503-maintenance",
@@ -347,7 +354,16 @@ impl Refusal {
         match self {
             Self::Denied { cause } | Self::Hidden { cause } | Self::Dropped { cause } => cause,
             Self::NotLoggedIn { cause, .. } | Self::NotAllowed { cause } | Self::Hook { cause } => cause,
+            Self::Limited(limited) => &limited.cause,
             _ => self.detail().unwrap_or(self.message()),
+        }
+    }
+
+    /// The name of the limiter that refused, if one did.
+    pub fn limit(&self) -> Option<&str> {
+        match self {
+            Self::Limited(limited) => Some(&limited.name),
+            _ => None,
         }
     }
 
@@ -377,6 +393,7 @@ impl Refusal {
             Self::NotAllowed { .. } | Self::AuthFailed { .. } | Self::AuthTimeout { .. } => false,
             Self::Hook { .. } | Self::HookFailed { .. } => false,
             Self::Unreachable { .. } | Self::Held { .. } | Self::Failed { .. } => false,
+            Self::Limited(limited) => limited.what.is_of_connections(),
             Self::Malformed { .. }
             | Self::BadHost
             | Self::AmbiguousPath
@@ -405,8 +422,10 @@ impl Refusal {
 
     /// Whether asking again soon may help, and after how many seconds.
     fn retry_after(&self) -> Option<u32> {
-        if let Self::Maintenance { retry_after } = self {
-            return Some(*retry_after);
+        match self {
+            Self::Maintenance { retry_after } => return Some(*retry_after),
+            Self::Limited(limited) => return Some(limited.retry_after),
+            _ => {}
         }
         (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(5)
     }
@@ -514,11 +533,13 @@ pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
         Some(help) => Cow::Owned(format!("{detail}. {help}")),
         None => Cow::Borrowed(detail),
     });
-    let near = near.as_deref();
+    // Of a limiter everybody is told the name: users pass it on, and programs tell limiters apart by it.
+    let limit = refusal.limit().map(|name| format!("Limit {name}"));
+    let near = limit.as_deref().or(near.as_deref());
     let id = asker.request_id.to_str().unwrap_or_default();
     let (content_type, body) = match Form::wanted(asker.accept) {
         Form::Html => ("text/html; charset=utf-8", html(status, code, message, near, id)),
-        Form::Json => ("application/json", json(code, message, near, id)),
+        Form::Json => ("application/json", json(code, message, refusal.limit(), near, id)),
         Form::Text => ("text/plain; charset=utf-8", text(status, code, message, near, id)),
     };
     let mut response = Response::new(Body::full(body));
@@ -527,7 +548,14 @@ pub fn respond(refusal: &Refusal, asker: &Asker<'_>) -> Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_REQUEST_ID, asker.request_id.clone());
-    if let Some(value) = proxy_status(proxy_error, detail.unwrap_or(code)) {
+    let details = match refusal {
+        Refusal::Limited(limited) => {
+            limited.write(headers);
+            Cow::Owned(limited.details())
+        }
+        _ => Cow::Borrowed(detail.unwrap_or(code)),
+    };
+    if let Some(value) = proxy_status(proxy_error, &details) {
         headers.insert(PROXY_STATUS, value);
     }
     if content_type.starts_with("text/html") {
@@ -634,7 +662,7 @@ fn text(status: StatusCode, code: &str, message: &str, detail: Option<&str>, id:
     text
 }
 
-fn json(code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
+fn json(code: &str, message: &str, limit: Option<&str>, detail: Option<&str>, id: &str) -> String {
     #[derive(Serialize)]
     struct Answer<'a> {
         error: Error<'a>,
@@ -646,9 +674,12 @@ fn json(code: &str, message: &str, detail: Option<&str>, id: &str) -> String {
         message: &'a str,
         request_id: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        limit: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<&'a str>,
     }
-    let error = Error { code, by: "edge", message, request_id: id, detail };
+    let detail = detail.filter(|_| limit.is_none());
+    let error = Error { code, by: "edge", message, request_id: id, limit, detail };
     serde_json::to_string(&Answer { error }).expect("texts only") + "\n"
 }
 

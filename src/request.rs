@@ -9,6 +9,7 @@ pub mod exchange;
 mod hook;
 mod host;
 mod judge;
+mod limit;
 mod outgoing;
 pub mod reply;
 mod service;
@@ -34,6 +35,7 @@ use crate::drain::Drain;
 use crate::forward::tunnel::{Duplex, End};
 use crate::forward::upload::Upload;
 use crate::forward::{Plan, Upstreams};
+use crate::policy::limits::Limits;
 use crate::policy::password::Passwords;
 use crate::policy::{self, headers};
 use crate::refusal::Refusal;
@@ -44,6 +46,7 @@ use crate::tls::TlsFacts;
 use crate::tls::proofs::{ProofBoard, WELL_KNOWN};
 use exchange::Exchange;
 use host::RequestHost;
+pub use limit::Places;
 use outgoing::outgoing_head;
 use reply::{Reply, ReplyBody};
 use upgrade::Upgrade;
@@ -63,6 +66,8 @@ pub struct Parts {
     pub auth: Arc<Passwords>,
     /// This worker's connections to endpoints.
     pub upstreams: Upstreams,
+    /// The live state of limits, of all workers.
+    pub limits: Arc<Limits>,
 }
 
 /// What a request knows of the connection that it came on.
@@ -80,6 +85,8 @@ pub struct Connection {
     pub tls: Option<Rc<TlsFacts>>,
     /// Requests that began on it.
     pub requests: Cell<u64>,
+    /// What it takes of what is counted.
+    pub places: Rc<Places>,
 }
 
 /// The protocol that carries requests: what HTTP/1.1 and HTTP/2 do in different ways.
@@ -140,6 +147,8 @@ async fn answer(
     let site = Arc::clone(found.site);
     exchange.site = Some(Arc::clone(&site));
     exchange.resolve_client(table, &head.headers);
+    // In cleartext only now: a handshake has told before.
+    exchange.connection.places.enter_site(&exchange.parts.limits, table, &site, exchange.connection.peer)?;
     if !exchange.connection.role.is_tls && site.tls.is_some() {
         return Ok(Reply::own(to_https(exchange, table, &site, &host, &head.uri)));
     }
@@ -160,6 +169,9 @@ async fn answer(
     if let Some(access) = &route.access {
         // N-26: who may not enter is not served by another rule either.
         policy::access::admit(access, exchange.guest())?;
+    }
+    if let Some(limiters) = &route.limiters {
+        limit::admit(exchange, limiters, &head.headers, is_tunnel)?;
     }
     exchange.carrier.limit_send(route.timeouts.send);
 

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod banner;
+mod capacity;
 mod diff;
 mod doors;
 mod fault;
@@ -34,13 +35,14 @@ use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::ocsp;
 use crate::policy::password::Passwords;
-use crate::policy::{switch, user_files};
+use crate::policy::{limits, switch, user_files};
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::storage;
 use crate::tls::certs::CertStore;
 use crate::tls::{self, Policies};
 use crate::worker::{Ended, Parts, Worker};
+use capacity::Capacity;
 use doors::Doors;
 
 pub use fault::StartError;
@@ -91,7 +93,7 @@ impl Server {
         let certs = Arc::new(CertStore::new());
         let policies = Arc::new(Policies::new(certs.clone(), Arc::default()));
         let certificates = prepare(&loaded.table, &certs, &policies).await?;
-        let limit = connection_limit(&loaded.table.edge.process, machine.descriptors);
+        let capacity = Capacity::of(&loaded.table, machine.descriptors);
         let workers = worker_count(&loaded.table.edge.process);
         let opened = doors::open(addresses::wanted(&loaded.table), workers, &machine.adopted, &[])?;
         let (access_log, writer) = AccessLog::start(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
@@ -105,8 +107,11 @@ impl Server {
             drain: Drain::new(),
             log: access_log,
             auth: Arc::new(passwords),
-            gate: Gate::new(limit),
+            gate: Gate::new(capacity.connections),
+            limits: Arc::default(),
         };
+        parts.limits.bound_crowd(capacity.of_one);
+
         let (ends, ended) = mpsc::unbounded_channel();
         let started = (0..workers).map(|index| Worker::start(index, parts.clone(), ends.clone()));
         let workers = started.collect::<io::Result<_>>();
@@ -117,6 +122,9 @@ impl Server {
         let is_quiet = server.log.is_for_people();
         for (want, opened) in opened {
             server.doors.add(want, opened, is_quiet).await?;
+        }
+        if !is_quiet {
+            capacity.announce(server.machine.descriptors);
         }
         server.start_actors();
         server.keep_history(&loaded.sources);
@@ -159,7 +167,9 @@ impl Server {
         self.log.configure(&loaded.table.edge.log);
         warn_of(&loaded, &self.log);
         self.doors.settle(&mut loaded.table, &opened);
-        self.parts.gate.set_limit(connection_limit(&loaded.table.edge.process, self.machine.descriptors));
+        let capacity = Capacity::of(&loaded.table, self.machine.descriptors);
+        self.parts.gate.set_limit(capacity.connections);
+        self.parts.limits.bound_crowd(capacity.of_one);
         let kept = plan.keep.len() + plan.change.len();
         let (connections, tunnels) = self.open_work();
         let changes = diff::summary(&old.table, &loaded.table);
@@ -330,6 +340,8 @@ impl Server {
         supervise("maintenance", move || switch::watch(snapshot.clone()));
         let snapshot = self.parts.snapshot.clone();
         supervise("users files", move || user_files::watch(snapshot.clone()));
+        let (limits, snapshot) = (self.parts.limits.clone(), self.parts.snapshot.clone());
+        supervise("limits", move || limits::tidy(limits.clone(), snapshot.clone()));
         let certs = self.certs.clone();
         supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
@@ -468,27 +480,6 @@ fn worker_count(process: &ProcessPolicy) -> usize {
     process.workers.unwrap_or_else(cores).max(1)
 }
 
-/// How many connections and tunnels may be open: each needs a descriptor for the client and one
-/// for the endpoint, and some are kept for listeners, files and reloads.
-fn connection_limit(process: &ProcessPolicy, descriptors: usize) -> usize {
-    const RESERVED: usize = 64;
-    let possible = (descriptors.saturating_sub(RESERVED) / 2).max(1);
-    match process.max_connections {
-        Some(wanted) if wanted > possible => {
-            tracing::warn!(
-                event = "file_limit",
-                wanted,
-                possible,
-                descriptors,
-                "process.max_connections is more than the file limit allows: raise LimitNOFILE"
-            );
-            possible
-        }
-        Some(wanted) => wanted,
-        None => possible,
-    }
-}
-
 /// Runs an actor for ever: when it fails, it is logged and started again after a pause.
 fn supervise<F>(name: &'static str, start: impl Fn() -> F + Send + Sync + 'static)
 where
@@ -562,6 +553,7 @@ pub(crate) mod tests {
             action: Action::Forward(forward),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            limiters: None,
             headers: HeaderOps::default(),
             origins: None,
             hsts: None,
@@ -578,6 +570,7 @@ pub(crate) mod tests {
             tls: Some(SiteTls { policy: Arc::new(policy), certificate: CertificateSource::Local, reuse_key: false }),
             preset: Some("openclaw"),
             attribution: Attribution::Client,
+            connections: None,
             routes: RouteTable::new(vec![Arc::new(route)]),
             why: None,
         }
@@ -629,17 +622,6 @@ pub(crate) mod tests {
     /// A table with these sites.
     pub(crate) fn table_of(sites: Vec<Site>) -> SiteTable {
         build(&["127.0.0.1:80"], &["127.0.0.1:443"], sites)
-    }
-
-    #[test]
-    fn connections_stay_below_the_file_limit() {
-        let mut process = table(&[], &[]).edge.process;
-        for (wanted, descriptors, expected) in
-            [(None, 1024, 480), (None, 10, 1), (Some(100), 1024, 100), (Some(100_000), 1024, 480)]
-        {
-            process.max_connections = wanted;
-            assert_eq!(connection_limit(&process, descriptors), expected, "{wanted:?} of {descriptors}");
-        }
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod acme;
 pub mod auth;
+pub mod limit;
 pub mod policy;
 pub mod route;
 pub mod upstream;
@@ -20,6 +21,7 @@ use ipnet::IpNet;
 
 use crate::addr::{HostName, HostPattern, ListenAddr};
 use acme::AcmePolicy;
+use limit::CountRule;
 use policy::{Attribution, CertificateSource, Networks, TlsPolicy, Trust};
 use route::RouteTable;
 
@@ -65,6 +67,8 @@ pub struct Site {
     pub preset: Option<&'static str>,
     /// Whether a person at this machine may count as local.
     pub attribution: Attribution,
+    /// How many connections may be open; `None` leaves it to the bound of the process.
+    pub connections: Option<Arc<CountRule>>,
     /// What is done with its requests.
     pub routes: RouteTable,
     /// The operator's reason for an unusual setting.
@@ -272,6 +276,15 @@ impl SiteTable {
         let site = &self.sites[*index];
         let is_redirected_alias = !site.serve_aliases && !site.host.matches(host);
         Some(Found { site, is_redirected_alias })
+    }
+
+    /// The site with this very name.
+    pub fn site_of(&self, host: &HostPattern) -> Option<&Arc<Site>> {
+        let index = match host {
+            HostPattern::Exact(name) => self.hosts.get(name),
+            HostPattern::Wildcard(name) => self.wildcards.get(name),
+        };
+        Some(&self.sites[*index?])
     }
 
     /// The listener that a bound address belongs to, if it is still configured.

@@ -23,6 +23,7 @@ use crate::drain::{Drain, Work};
 use crate::forward::Upstreams;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
+use crate::policy::limits::Limits;
 use crate::policy::password::Passwords;
 use crate::request;
 use crate::site::Role;
@@ -48,6 +49,8 @@ pub struct Parts {
     pub auth: Arc<Passwords>,
     /// How many connections may be open.
     pub gate: Gate,
+    /// The live state of limits.
+    pub limits: Arc<Limits>,
 }
 
 /// What a worker is told. Dropping the channel's other end stops it.
@@ -169,9 +172,9 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, auth, gate: _ } = parts;
+    let Parts { snapshot, policies, drain, log, auth, gate: _, limits } = parts;
     let proofs = Arc::clone(policies.proofs());
-    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new() };
+    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(), limits };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -256,7 +259,9 @@ mod tests {
                 policies: Arc::new(Policies::new(Arc::new(CertStore::new()), Arc::default())),
                 drain: Drain::new(),
                 log,
+                auth: Arc::new(Passwords::new().expect("random numbers")),
                 gate: Gate::new(limit),
+                limits: Arc::default(),
             };
             let (ends, ended) = mpsc::unbounded_channel();
             let worker = Worker::start(0, parts.clone(), ends).expect("a thread and an event queue");

@@ -69,6 +69,8 @@ pub struct RequestRecord<'a> {
     pub code: Option<&'a str>,
     /// The cause in words, when we answered.
     pub cause: Option<&'a str>,
+    /// The name of the limiter that refused it.
+    pub limit: Option<&'a str>,
     /// The endpoint's label.
     pub upstream: Option<&'a str>,
     /// Our port on the connection to the endpoint: the gateway's log names it.
@@ -267,6 +269,7 @@ pub(super) struct RequestLine<'a> {
     hooks: &'a [HookRecord],
     code: Option<&'a str>,
     cause: Option<Cow<'a, str>>,
+    limit: Option<&'a str>,
     upstream: Option<&'a str>,
     via_port: Option<u16>,
     upgrade: bool,
@@ -355,6 +358,7 @@ impl<'a> RequestLine<'a> {
             hooks: r.hooks,
             code: r.code,
             cause: r.cause.map(|words| clip_text(redactor.target(words), MAX_WORDS)),
+            limit: r.limit,
             upstream: r.upstream,
             via_port: r.via_port,
             upgrade: r.upgrade,
@@ -450,6 +454,7 @@ impl Line for RequestLine<'_> {
         line.add_some("hook", Some(self.hooks).filter(|hooks| !hooks.is_empty()));
         line.add_some("code", self.code);
         line.add_some("cause", self.cause.as_deref());
+        line.add_some("limit", self.limit);
         line.add_some("upstream", self.upstream);
         line.add_some("via_port", self.via_port.map(u64::from));
         line.add_some("upgrade", self.upgrade.then_some(true));

@@ -60,6 +60,7 @@ fn request<'a>(method: &'a Method, target: &'a str) -> RequestRecord<'a> {
         hooks: &[],
         code: None,
         cause: None,
+        limit: None,
         upstream: Some("127.0.0.1:18789"),
         via_port: Some(40122),
         upgrade: false,

@@ -9,6 +9,7 @@ mod auth;
 mod certificate;
 mod dns;
 mod files;
+mod limits;
 mod listen;
 mod networks;
 mod route;
@@ -34,6 +35,7 @@ use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni};
 use acme::Acme;
 use auth::Ways;
+use limits::LimitSet;
 use listen::Listeners;
 use networks::{Defined, in_layer};
 use text::Fault;
@@ -54,6 +56,7 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         networks: Vec::new(),
         switches: Vec::new(),
         ways: Ways::default(),
+        limits: Vec::new(),
     };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
@@ -85,6 +88,8 @@ struct Compiler<'r> {
     switches: Vec<Arc<Switch>>,
     /// `[auth]` and `[hooks]`.
     ways: Ways,
+    /// `[limits]`.
+    limits: Vec<LimitSet>,
 }
 
 impl Compiler<'_> {
@@ -115,11 +120,13 @@ impl Compiler<'_> {
         }
         self.ways = self.ways(file);
         self.identities(file, &trust);
+        self.limit_sets(file.limits.as_ref().map(|at| &at.value));
         let mut upstreams = self.upstreams(file.upstreams.as_ref().map(|at| &at.value));
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
         self.unused(&listeners, &upstreams);
         self.unused_networks();
+        self.unused_limits();
         self.unused_acme();
         let unknown_sni = self.unknown_sni(tls, file);
         let storage = storage(file.storage.as_ref());

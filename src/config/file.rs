@@ -7,16 +7,17 @@
 mod access;
 mod acme;
 mod auth;
+mod limits;
 
 pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
 pub(crate) use auth::{Auth, AuthType, Hook, HookMode, OnError, SkipIf, Users};
+pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
 
 use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
 use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
 use super::read::{At, Layer, Node, Reader, read_table};
 use super::report::Span;
-use super::units::ByteSize;
 use super::values::{AnyText, Count, List, Map, Period, Timeout};
 
 mirror! {
@@ -56,6 +57,9 @@ mirror! {
         /// Defaults for all sites: every key of a site that a route takes too. Lists replace,
         /// tables merge; nearest wins: built-in default, `[defaults]`, preset, site, route.
         defaults: Shared = example("timeouts.idle = \"10m\"");
+        /// Named sets of limits: the keys of `limits`. Sites and routes name one in `limits`, and all that do
+        /// share its budgets and counts.
+        limits: Map<LimitSet> = example("api = { requests = { rate = \"20/s\", burst = 40 } }");
         /// Named groups of servers. A site or route names one in `upstream`.
         upstreams: Map<Upstream> = example("");
         /// Ways to say who asks. A site or route names those that it takes in `auth`.
@@ -299,8 +303,8 @@ mirror! {
         upstream: String = example("\"127.0.0.1:18789\"");
         /// Time limits. Above ten minutes, say `why`.
         timeouts: Timeouts = parts;
-        /// Size limits.
-        limits: Limits = parts;
+        /// Limits of size, rate and number; or the name of one of `[limits]`, as if its keys stood here.
+        limits: LimitsText = parts;
         /// Networks, or names of `[networks]`, whose clients may enter; everybody else gets `deny_with`. Judged on the
         /// client, which behind a hop of `trust.proxies` is the one that it names, and before anything of the request
         /// is read but its head. Default: everybody. `unix` means processes at a unix listener that are no hop; a client
@@ -380,21 +384,6 @@ mirror! {
         /// Longest time in which the client takes no byte that is ready for it. Default `60s`, our
         /// choice: a phone between two cells comes back in time, and a dead one frees what it holds.
         send: Timeout = default("\"60s\"");
-    }
-}
-
-mirror! {
-    /// `limits`.
-    Limits, "\"limits\"" {
-        /// Largest request body; 413 above it. Default `20MiB`: the largest body that common
-        /// gateways take.
-        body: ByteSize = default("\"20MiB\"");
-        /// Largest request head: target, names and values; 431 above it. Default `32KiB`: twice
-        /// what Node takes, so that the upstream's own limit is the one that is met.
-        header_bytes: ByteSize = default("\"32KiB\"");
-        /// Most request header fields, each piece of a cookie counted; 431 above it. Default 100:
-        /// no honest client comes near.
-        headers: Count<1, 1000> = default("100");
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) enum Shape {
     Text,
     Duration,
     Size,
+    Rate,
     Flag,
     Count {
         least: u64,

@@ -105,6 +105,7 @@ impl Reader<'_> {
             (None, _) => format!("[{}]", node.name()),
             (Some("[sites]"), Some(key)) => format!("site \"{}\"", key.get_ref()),
             (Some("[upstreams]"), Some(key)) => format!("upstream \"{}\"", key.get_ref()),
+            (Some("[limits]"), Some(key)) => format!("[limits.{}]", key.get_ref()),
             (Some(parent), Some(key)) => match parent.strip_prefix('"').and_then(|rest| rest.split_once("\" of ")) {
                 Some((outer, owner)) => format!("\"{outer}.{}\" of {owner}", key.get_ref()),
                 None => format!("\"{}\" of {parent}", key.get_ref()),
@@ -260,18 +261,7 @@ fn unknown_key<M: Mirror>(
 
 /// Keys of the format that this version does not have. Without them some would be taken for
 /// misspellings of others.
-const LATER: &[&str] = &[
-    "admin",
-    "compress",
-    "connections",
-    "environment",
-    "handshakes",
-    "health",
-    "proxy_protocol",
-    "requests",
-    "tunnels",
-    "upgrade_grace",
-];
+const LATER: &[&str] = &["admin", "compress", "environment", "health", "proxy_protocol", "upgrade_grace"];
 
 /// True when a table of this shape has the key.
 fn holds(shape: &Shape, name: &str) -> bool {
@@ -281,6 +271,7 @@ fn holds(shape: &Shape, name: &str) -> bool {
         Shape::Text
         | Shape::Duration
         | Shape::Size
+        | Shape::Rate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)

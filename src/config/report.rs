@@ -153,6 +153,10 @@ codes! {
     NoEffect = "C101" Warning;
     /// Lists of networks that keep everybody out.
     NobodyEnters = "C110" Warning;
+    /// A name that a set of limits cannot have.
+    LimitName = "C111" Error;
+    /// A limit that another one beside it makes useless.
+    NeverReached = "C112" Warning;
     /// A name of `[auth]` or `[hooks]` that cannot be one.
     AuthName = "C120" Error;
     /// A site takes client certificates, and asks no client for one.

@@ -27,6 +27,7 @@ fn of(shape: &Shape) -> Json {
         Shape::Text => json!({ "type": "string" }),
         Shape::Duration => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(ms|s|m|h|d)\\s*$" }),
         Shape::Size => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\\s*$" }),
+        Shape::Rate => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*/\\s*[0-9]*\\s*(s|m|h|d)\\s*$" }),
         Shape::Flag => json!({ "type": "boolean" }),
         Shape::Count { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
         Shape::Choice(words) => json!({ "enum": words }),
@@ -111,7 +112,7 @@ pub fn reference() -> String {
                 }
             }
             // As comments: which keys belong together depends on the type.
-            (Shape::Map(inner), name) if table_in(inner).is_some() && name != "networks" => {
+            (Shape::Map(inner), name) if matches!(key.sample, Sample::Example("")) => {
                 let _ = writeln!(out, "#\n# [{name}.NAME]\n# Its keys:");
                 if let Some(table) = table_in(inner) {
                     inner_keys(&mut out, table, "  ");
@@ -142,7 +143,7 @@ fn section(out: &mut String, header: &str, shape: &Shape) {
 /// One key with its doc.
 fn entry(out: &mut String, key: &Key, parent: &str) {
     let name = format!("{parent}{}", key.name);
-    if let (Sample::Parts, Shape::Table(table)) = (key.sample, &key.shape) {
+    if let (Sample::Parts, Some(table)) = (key.sample, parts(&key.shape)) {
         out.push('\n');
         doc(out, key);
         for inner in table.keys.iter().filter(|inner| inner.name != "why") {
@@ -169,6 +170,23 @@ fn entry(out: &mut String, key: &Key, parent: &str) {
     }
 }
 
+/// The table of a key that has parts, even if something else may stand in its place.
+fn parts(shape: &Shape) -> Option<&Table> {
+    match shape {
+        Shape::Table(table) => Some(table),
+        Shape::OneOf(shapes) => shapes.iter().find_map(parts),
+        Shape::Text
+        | Shape::Duration
+        | Shape::Size
+        | Shape::Rate
+        | Shape::Flag
+        | Shape::Count { .. }
+        | Shape::Choice(_)
+        | Shape::List(_)
+        | Shape::Map(_) => None,
+    }
+}
+
 /// The table that a key may hold, alone or in a list, if its keys are documented nowhere else.
 fn table_in(shape: &Shape) -> Option<&Table> {
     match shape {
@@ -179,6 +197,7 @@ fn table_in(shape: &Shape) -> Option<&Table> {
         Shape::Text
         | Shape::Duration
         | Shape::Size
+        | Shape::Rate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)
@@ -225,7 +244,7 @@ mod tests {
                     for key in &table.keys {
                         if let Sample::Default(text) | Sample::Required(text) | Sample::Example(text) = key.sample
                             && !text.is_empty()
-                            && !text.contains(" = [")
+                            && !matches!((&key.shape, key.name), (Shape::Map(_), "networks" | "limits"))
                             && !text.contains("idle = ")
                         {
                             assert!(to_json(text).is_some(), "{}: {text}", key.name);
@@ -235,7 +254,13 @@ mod tests {
                 }
                 Shape::List(inner) | Shape::Map(inner) => walk(inner),
                 Shape::OneOf(shapes) => shapes.iter().for_each(walk),
-                Shape::Text | Shape::Duration | Shape::Size | Shape::Flag | Shape::Count { .. } | Shape::Choice(_) => {}
+                Shape::Text
+                | Shape::Duration
+                | Shape::Size
+                | Shape::Rate
+                | Shape::Flag
+                | Shape::Count { .. }
+                | Shape::Choice(_) => {}
             }
         }
         walk(&File::shape());

@@ -1,12 +1,13 @@
-//! Units: `250ms`, `30s`, `5m`, `1h`, `14d` and `64KiB`, `20MiB`, `20MB`: parse and display.
+//! Units: `250ms`, `30s`, `5m`, `1h`, `14d`, `64KiB`, `20MiB`, `20MB`, and rates: `20/s`, `10/m`, `500/h`.
 //!
 //! A number never stands without its unit, so that nobody has to know whether a key counts
 //! seconds or milliseconds. One number, one unit, no fraction: each value has few spellings.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// Why a text is no duration or size. `advice` of the error holds the right spelling.
+/// Why a text is no duration, size or rate. `advice` of the error holds the right spelling.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// A number alone.
@@ -22,7 +23,7 @@ pub enum UnitError {
     Malformed {
         /// What was written.
         text: String,
-        /// `duration` or `size`.
+        /// `duration`, `size` or `rate`.
         what: &'static str,
         /// The right spelling.
         advice: String,
@@ -32,7 +33,7 @@ pub enum UnitError {
     TooLarge {
         /// What was written.
         text: String,
-        /// `duration` or `size`.
+        /// `duration`, `size` or `rate`.
         what: &'static str,
         /// The limit.
         advice: String,
@@ -84,6 +85,69 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 /// When the text is not a whole number and a unit, or more than 1 PiB.
 pub fn parse_size(text: &str) -> Result<ByteSize, UnitError> {
     parse(text, "size", &SIZES, LARGEST, "MiB", "\"1024TiB\" or less").map(ByteSize)
+}
+
+/// Parses a rate.
+///
+/// # Errors
+/// When the text is not a whole number, a slash and a period, or a rate that nothing could count.
+pub fn parse_rate(text: &str) -> Result<Rate, UnitError> {
+    let malformed = |advice: String| UnitError::Malformed { text: text.to_owned(), what: "rate", advice };
+    let usual = || malformed("a number and a period, such as \"20/s\", \"10/m\" or \"500/h\"".to_owned());
+    let trimmed = text.trim();
+    if !trimmed.is_empty() && trimmed.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(UnitError::NoUnit { number: trimmed.to_owned(), advice: format!("\"{trimmed}/s\"") });
+    }
+    let Some((number, period)) = trimmed.split_once('/') else { return Err(usual()) };
+    let (number, period) = (number.trim(), period.trim());
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(usual());
+    }
+    if number.bytes().all(|digit| digit == b'0') {
+        return Err(malformed("a number above zero; who may not enter at all stands in \"deny\"".to_owned()));
+    }
+    let too_many = || UnitError::TooLarge {
+        text: text.to_owned(),
+        what: "rate",
+        advice: format!("\"{MOST_IN_PERIOD}/s\" or less"),
+    };
+    let count = number.parse().ok().and_then(NonZeroU32::new).filter(|count| count.get() <= MOST_IN_PERIOD);
+    let count = count.ok_or_else(too_many)?;
+    // `/m` is one minute, `/10m` are ten.
+    let spelled =
+        if period.starts_with(|c: char| c.is_ascii_digit()) { period.to_owned() } else { format!("1{period}") };
+    let period = parse_duration(&spelled).map_err(|error| match error {
+        // A period spelled out is the likeliest slip: `20/sec`, `10/min`.
+        UnitError::Malformed { advice, .. } if advice.starts_with("\"1") && !advice.ends_with("d\"") => {
+            malformed(format!("\"{number}/{}\"", advice.trim_matches('"').trim_start_matches('1')))
+        }
+        _ => usual(),
+    })?;
+    // Below a second, what clients are told in whole seconds would be wrong; above a day, nobody waits for it.
+    if period < Duration::from_secs(1) || period > Duration::from_secs(86_400) || period.subsec_nanos() != 0 {
+        return Err(malformed("a period from \"1s\" to \"1d\", in whole seconds".to_owned()));
+    }
+    Ok(Rate { count, period })
+}
+
+/// Our choice: above what one machine could answer, and within what the arithmetic can count.
+const MOST_IN_PERIOD: u32 = 1_000_000;
+
+/// So many in so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In how long: whole seconds, from one to those of a day.
+    pub period: Duration,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let period = display_duration(self.period);
+        let shown = period.strip_prefix('1').filter(|unit| unit.starts_with(|c: char| c.is_ascii_alphabetic()));
+        write!(f, "{}/{}", self.count, shown.unwrap_or(&period))
+    }
 }
 
 /// A number of bytes.
@@ -200,5 +264,32 @@ mod tests {
         assert_eq!(parse_size("20").map_err(|e| e.to_string()), Err("\"20\" has no unit".to_owned()));
         assert_eq!(parse_size("20mib").map_err(|e| e.advice().to_owned()), Err("\"20MiB\"".to_owned()));
         assert!(parse_size("9999999999TiB").is_err());
+    }
+
+    #[test]
+    fn a_rate_is_a_number_in_a_period() {
+        for (text, count, seconds) in
+            [("20/s", 20, 1), ("10/m", 10, 60), ("500/h", 500, 3600), ("100/10m", 100, 600), ("1/d", 1, 86_400)]
+        {
+            let rate = parse_rate(text).expect(text);
+            assert_eq!((rate.count.get(), rate.period), (count, Duration::from_secs(seconds)), "{text}");
+            assert_eq!(rate.to_string(), text);
+        }
+        assert_eq!(parse_rate("100/1m").map(|rate| rate.to_string()), Ok("100/m".to_owned()));
+        for (text, advice) in [
+            ("20", "\"20/s\""),
+            ("20/sec", "\"20/s\""),
+            ("10/min", "\"10/m\""),
+            ("5/hours", "\"5/h\""),
+            ("20 per second", "a number and a period, such as \"20/s\", \"10/m\" or \"500/h\""),
+            ("20/", "a number and a period, such as \"20/s\", \"10/m\" or \"500/h\""),
+            ("", "a number and a period, such as \"20/s\", \"10/m\" or \"500/h\""),
+            ("0/s", "a number above zero; who may not enter at all stands in \"deny\""),
+            ("20/250ms", "a period from \"1s\" to \"1d\", in whole seconds"),
+            ("20/2d", "a period from \"1s\" to \"1d\", in whole seconds"),
+            ("2000000/s", "\"1000000/s\" or less"),
+        ] {
+            assert_eq!(parse_rate(text).map_err(|e| e.advice().to_owned()), Err(advice.to_owned()), "{text:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 use super::mirror::{Listed, Shape, Value};
 use super::read::{At, Layer, Node, Reader};
 use super::report::{Code, Diagnostic, Span};
-use super::units::{self, ByteSize, UnitError};
+use super::units::{self, ByteSize, Rate, UnitError};
 
 impl Value for String {
     fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
@@ -121,6 +121,20 @@ impl Value for ByteSize {
 
     fn shape() -> Shape {
         Shape::Size
+    }
+}
+
+impl Value for Rate {
+    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
+        match node.value.get_ref() {
+            DeValue::String(text) => unit(units::parse_rate(text), node, reader),
+            DeValue::Integer(number) => unit(units::parse_rate(number.as_str()), node, reader),
+            _ => reader.wrong_kind(node, "a rate", "a number and a period, such as \"20/s\""),
+        }
+    }
+
+    fn shape() -> Shape {
+        Shape::Rate
     }
 }
 

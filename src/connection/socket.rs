@@ -54,6 +54,7 @@ struct State {
     send_limit: AtomicU64,
     bytes_read: AtomicU64,
     is_ending: AtomicBool,
+    is_reset: AtomicBool,
 }
 
 impl SocketHandle {
@@ -65,6 +66,11 @@ impl SocketHandle {
     /// Says that the stream is shut down after the next write: both then travel in one packet.
     pub fn ends(&self) {
         self.0.is_ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that the connection ends by a reset when the stream is dropped: nothing of it stays here, not even TIME_WAIT.
+    pub fn resets(&self) {
+        self.0.is_reset.store(true, Ordering::Relaxed);
     }
 
     /// Bytes that came, before decryption.
@@ -101,6 +107,17 @@ impl Patient {
                 self.until = None;
                 Poll::Ready(written)
             }
+        }
+    }
+}
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        if let Socket::Tcp(socket) = &self.socket
+            && self.state.is_reset.load(Ordering::Relaxed)
+        {
+            // A socket that is already gone needs no reset.
+            let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
 }

@@ -64,7 +64,7 @@ enum Outcome {
 enum Denial {
     Refused(Refusal),
     /// The answer of the service of this way.
-    Answered(Reply, Arc<str>),
+    Answered(Box<Reply>, Arc<str>),
 }
 
 /// Lets a request in, or makes the answer to it: that of an auth service, or a refusal.
@@ -105,7 +105,7 @@ pub(super) async fn admit(
         Some(Denial::Refused(refusal)) => Err(refusal),
         Some(Denial::Answered(reply, name)) => {
             exchange.answered_by_auth(name);
-            Ok(Some(reply))
+            Ok(Some(*reply))
         }
         // Only for a route without a way, which is not asked here.
         None => Ok(None),
@@ -154,16 +154,9 @@ async fn by_password(exchange: &Exchange, head: &request::Parts, auth: &Arc<Auth
             Outcome::Admitted(admission)
         }
         Verdict::Wrong => {
-            note_failure(exchange);
+            exchange.auth_failed();
             denied()
         }
         Verdict::Busy => Outcome::Denied(Denial::Refused(Refusal::LoginBusy)),
-    }
-}
-
-/// A client has shown credentials that are wrong. The place for what counts them.
-fn note_failure(exchange: &Exchange) {
-    if let Some(client) = exchange.client {
-        tracing::debug!(event = "login_failed", %client, "wrong credentials");
     }
 }

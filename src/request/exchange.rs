@@ -21,10 +21,12 @@ use crate::addr::ClientAddr;
 use crate::body::{BodyError, Meter};
 use crate::drain::{Guard, Work};
 use crate::forward::Answer;
+use crate::policy::count::Hold;
 use crate::policy::headers::{self, Values};
 use crate::policy::trust;
 use crate::refusal::{self, Asker, Refusal};
 use crate::site::access::Guest;
+use crate::site::limit::LockoutRule;
 use crate::site::route::Route;
 use crate::site::{Site, SiteTable};
 use crate::snapshot::Generation;
@@ -49,6 +51,8 @@ pub struct Exchange {
     pub client: Option<ClientAddr>,
     /// What is known of who asks, where the edge has found it out.
     pub admission: Option<Box<Admission>>,
+    /// Its place among the tunnels that are counted, until the tunnel takes it over.
+    pub tunnel_place: Option<Hold>,
     /// The request body's meter, if it has a body.
     pub request_meter: Option<Rc<Meter>>,
     /// What only the record needs.
@@ -164,6 +168,7 @@ impl Exchange {
             site: None,
             route: None,
             admission: None,
+            tunnel_place: None,
             request_meter: None,
             notes,
         })
@@ -186,6 +191,18 @@ impl Exchange {
             // A peer without an address: a unix socket, and behind a hop that could be anybody.
             None if self.notes.is_peer_trusted => Guest::Unknown,
             None => Guest::Local,
+        }
+    }
+
+    /// The rule on failed logins, where the route has one.
+    pub fn lockout(&self) -> Option<&Arc<LockoutRule>> {
+        self.route.as_ref()?.limiters.as_ref()?.failed_auth.as_ref()
+    }
+
+    /// The client has failed to log in: upstream, or here.
+    pub fn auth_failed(&self) {
+        if let Some(rule) = self.lockout() {
+            self.parts.limits.failed(rule, self.guest());
         }
     }
 
@@ -352,6 +369,7 @@ impl Exchange {
             hooks: &notes.hooks,
             code: notes.refusal.as_ref().map(Refusal::code),
             cause: notes.refusal.as_ref().map(Refusal::cause),
+            limit: notes.refusal.as_ref().and_then(Refusal::limit),
             upstream: notes.endpoint.as_ref().map(|(label, _)| &**label),
             via_port: notes.endpoint.as_ref().and_then(|(_, port)| *port),
             upgrade: notes.is_upgrade,
@@ -400,6 +418,8 @@ fn client_left() -> StatusCode {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.carrier.ended();
+        // Whoever reads the record may rely on it.
+        self.tunnel_place = None;
         self.write_record();
     }
 }
@@ -418,10 +438,14 @@ impl Clue {
         self.0.extend_from_slice(&data[..room]);
     }
 
-    /// Tells the operator what to do, each time it happens.
+    /// Tells the operator what to do, each time it happens. Any other refusal is a login that failed.
     pub fn judge(self, exchange: &Exchange) {
         if memchr::memmem::find(&self.0, b"proxy_attribution_required").is_none() {
-            return;
+            return exchange.auth_failed();
+        }
+        // What was counted of answers without a body, which could not be told apart, was no failure either.
+        if let Some(rule) = exchange.lockout() {
+            exchange.parts.limits.absolve(rule, exchange.guest());
         }
         let id = exchange.id.to_str().unwrap_or_default();
         let client = exchange.client.map(|client| client.to_string()).unwrap_or_default();

@@ -62,6 +62,10 @@ pub fn from_endpoint(exchange: &Exchange, answer: Answer, forward: &Forward) -> 
     let (mut head, body) = answer.response.into_parts();
     prepare(head.status, &mut head.headers, forward, exchange.notes.host.as_ref());
     let clue = wants_clue(head.status, &head.headers).then(Clue::default);
+    // A 403 with a clue is judged by its body.
+    if head.status == StatusCode::UNAUTHORIZED || (head.status == StatusCode::FORBIDDEN && clue.is_none()) {
+        exchange.auth_failed();
+    }
     Reply { response: Response::from_parts(head, Source::Endpoint(body)), clue }
 }
 
@@ -141,6 +145,9 @@ impl Drop for ReplyBody {
         let is_for_head = self.exchange.notes.method == Method::HEAD && !self.source.is_from_endpoint();
         if self.is_end_stream() || is_for_head {
             self.end();
+        } else if let Some(clue) = self.clue.take() {
+            // Whoever hangs up early must not thereby guess without end.
+            clue.judge(&self.exchange);
         }
     }
 }

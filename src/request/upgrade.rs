@@ -19,7 +19,7 @@ use hyper::ext::Protocol;
 
 use super::exchange::Exchange;
 use super::reply::{self, Reply};
-use super::{ClientSide, Parts, target};
+use super::{ClientSide, Parts, Places, target};
 use crate::access_log::{Amounts, TunnelRecord};
 use crate::addr::{ClientAddr, PeerAddr};
 use crate::body::Body;
@@ -27,8 +27,11 @@ use crate::drain::{Guard, Work};
 use crate::forward::Answer;
 use crate::forward::connect::EndpointStream;
 use crate::forward::pool::InFlight;
-use crate::forward::tunnel::{self, End, Outcome};
+use crate::forward::tunnel::{self, End, How, Outcome, Side};
+use crate::policy::count::Hold;
 use crate::refusal::{Failure, Refusal};
+use crate::site::access::Guest;
+use crate::site::limit::LockoutRule;
 use crate::site::route::Forward;
 
 /// A request for a tunnel.
@@ -182,8 +185,12 @@ struct Ticket {
     idle: Duration,
     site: Arc<str>,
     texts: Box<Texts>,
+    /// Where a login that fails is counted.
+    lockout: Option<(Arc<LockoutRule>, Guest)>,
     /// Taken before the 101 is sent: a drain that begins in between does not lose the tunnel.
     _guard: Guard,
+    /// What it takes of what is counted: its own places, and those of the connection that it was.
+    places: (Option<Hold>, Option<Hold>, Option<Rc<Places>>),
     _in_flight: InFlight,
 }
 
@@ -201,7 +208,8 @@ struct Texts {
 }
 
 impl Ticket {
-    fn of(exchange: &Exchange, upstream: Arc<str>, via_port: Option<u16>, in_flight: InFlight) -> Option<Self> {
+    fn of(exchange: &mut Exchange, upstream: Arc<str>, via_port: Option<u16>, in_flight: InFlight) -> Option<Self> {
+        let place = exchange.tunnel_place.take();
         let owned = |value: Option<&HeaderValue>| HeaderValue::from_bytes(value?.as_bytes()).ok();
         let notes = &exchange.notes;
         let texts = Texts {
@@ -222,18 +230,29 @@ impl Ticket {
             peer: exchange.connection.peer,
             idle: exchange.route.as_ref()?.timeouts.idle,
             site: Arc::clone(&exchange.site.as_ref()?.label),
+            lockout: exchange.lockout().map(|rule| (Arc::clone(rule), exchange.guest())),
             texts: Box::new(texts),
             _guard: exchange.parts.drain.guard(Work::Tunnel),
+            places: (
+                place,
+                exchange.parts.limits.count_tunnel(&exchange.site.as_ref()?.label),
+                Some(Rc::clone(&exchange.connection.places)),
+            ),
             _in_flight: in_flight,
         })
     }
 
     /// Joins the two sides when the client's has switched too, and writes the record when they have ended.
-    async fn run(self, client_side: ClientSide, endpoint_side: End<EndpointStream>) {
+    async fn run(mut self, client_side: ClientSide, endpoint_side: End<EndpointStream>) {
         let opened = SystemTime::now();
         // It may have gone away with the 101 on its way; the request's record says so.
         let Some(client_side) = client_side.await else { return };
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
+        if let Some((rule, guest)) = self.lockout.as_ref().filter(|_| is_failed_login(&outcome)) {
+            self.parts.limits.failed(rule, *guest);
+        }
+        // Whoever reads the record may rely on them.
+        self.places = (None, None, None);
         self.write_record(opened, &outcome);
     }
 
@@ -265,4 +284,14 @@ impl Ticket {
             generation: self.generation,
         });
     }
+}
+
+/// True when the upstream let nobody in: close 1008 (RFC 6455 7.4.1) soon after the upgrade. Not when it says that a device
+/// waits to be paired, whose secret was right, or that the origin is not allowed, which is judged before any secret.
+fn is_failed_login(outcome: &Outcome) -> bool {
+    // 15 s, our choice: a slow phone has sent its secret by then; what comes later is another policy.
+    const SOON: Duration = Duration::from_secs(15);
+    let How::Close(close) = &outcome.how else { return false };
+    let is_other = ["pairing required", "origin not allowed"].iter().any(|reason| close.reason.starts_with(reason));
+    outcome.ended_by == Side::Upstream && close.code == 1008 && outcome.lasted <= SOON && !is_other
 }

@@ -79,6 +79,7 @@ fn site_changes(old: &Site, new: &Site) -> Vec<String> {
         ("certificate", certificate(old) != certificate(new)),
         ("reuse_key", reuse_key(old) != reuse_key(new)),
         ("attribution", old.attribution != new.attribution),
+        ("connections", differ(&old.connections, &new.connections)),
     ]
     .into_iter()
     .filter(|(_, changed)| *changed)
@@ -128,6 +129,7 @@ fn value_changes(old: &Route, new: &Route) -> Vec<String> {
         ("deny", access(old).1 != access(new).1),
         ("deny_with", access(old).2 != access(new).2),
         ("maintenance", differ(&access(old).3, &access(new).3)),
+        ("limits", differ(&old.limiters, &new.limiters)),
         ("headers", differ(&old.headers, &new.headers)),
         ("origins", old.origins != new.origins),
         ("hsts", old.hsts != new.hsts),

@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Method, request};
 
 use super::access::Access;
 use super::auth::{Auth, Hook, Service};
+use super::limit::Limiters;
 use super::policy::{Embed, ErrorPage, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Timeouts};
 use super::upstream::Upstream;
 
@@ -31,6 +32,8 @@ pub struct Route {
     pub timeouts: Timeouts,
     /// Size limits.
     pub limits: Limits,
+    /// Limits that remember who came before; `None` without any.
+    pub limiters: Option<Box<Limiters>>,
     /// Header edits.
     pub headers: HeaderOps,
     /// Origin policy; `None` leaves it to the upstream.

@@ -51,6 +51,7 @@ pub(super) fn site(host: &str, policy: &TlsPolicy, certificate: CertificateSourc
         tls: Some(SiteTls { policy: Arc::new(policy.clone()), certificate, reuse_key: false }),
         preset: None,
         attribution: Attribution::Client,
+        connections: None,
         routes: RouteTable::default(),
         why: None,
     }

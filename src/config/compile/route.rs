@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::limits::Written;
 use super::text::{self, Fault};
 use super::upstream::Upstreams;
 use super::{Compiler, KEPT, list, period, timeout};
@@ -12,10 +13,9 @@ use crate::config::file::{self, Shared};
 use crate::config::kinds::{HeaderMap, HeaderText, Hsts as HstsText};
 use crate::config::read::{At, nearest};
 use crate::config::report::{Code, Diagnostic};
-use crate::config::units::ByteSize;
 use crate::config::values::{List, Period};
 use crate::site::policy::{
-    Embed, HeaderEdits, HeaderOps, HostPolicy, Hsts, Limits, Origins, Redirect, Respond, Template, Timeouts,
+    Embed, HeaderEdits, HeaderOps, HostPolicy, Hsts, Origins, Redirect, Respond, Template, Timeouts,
 };
 use crate::site::route::{Action, Condition, Forward, Route, Strip};
 
@@ -68,6 +68,8 @@ pub(super) struct Parts<'a> {
     pub(super) place: &'a str,
     /// True with preset `openclaw`.
     pub(super) is_gateway: bool,
+    /// Where its limits may have been written.
+    pub(super) written: Written<'a>,
 }
 
 impl Compiler<'_> {
@@ -83,13 +85,27 @@ impl Compiler<'_> {
         let (auth, hooks) = (self.auths(shared, place), self.hooks(shared, place));
         let action = self.action(parts, upstreams);
         let timeouts = timeouts(shared);
-        let limits = self.limits(shared, place);
+        let limits = self.sizes(shared, place);
+        let limiters = self.limiters(shared, parts.written, &condition);
         let headers = self.header_ops(shared, place);
         let origins = self.origins(shared, place);
         let hsts = self.hsts(shared, place);
         let errors = shared.errors.as_ref().map_or_else(Vec::new, |map| self.error_pages(&map.value, place));
         let action = action?;
-        Some(Route { condition, access, auth, hooks, action, timeouts, limits, headers, origins, hsts, errors })
+        Some(Route {
+            condition,
+            access,
+            auth,
+            hooks,
+            action,
+            timeouts,
+            limits,
+            limiters,
+            headers,
+            origins,
+            hsts,
+            errors,
+        })
     }
 
     /// Reports two actions in one table.
@@ -113,7 +129,7 @@ impl Compiler<'_> {
 
     /// What is done with the requests.
     fn action(&mut self, parts: &Parts<'_>, upstreams: &mut Upstreams<'_>) -> Option<Action> {
-        let Parts { shared, prefix, place, is_gateway } = *parts;
+        let Parts { shared, prefix, place, is_gateway, .. } = *parts;
         let embed = self.embed(shared, place);
         let host = self.host(shared, place);
         let strip = self.strip(shared, prefix, place);
@@ -322,31 +338,6 @@ impl Compiler<'_> {
             }
         }
         HeaderValue::from_str(&text).ok().map(Hsts)
-    }
-
-    /// `limits`.
-    fn limits(&mut self, shared: &Shared, place: &str) -> Limits {
-        let usual = Limits::default();
-        let Some(limits) = shared.limits.as_ref().map(|at| &at.value) else {
-            return usual;
-        };
-        // 8 KiB: the smallest buffer of the HTTP library; below it honest browsers fail anyway.
-        let header_bytes = match &limits.header_bytes {
-            Some(at) if !((8 << 10)..=(1 << 20)).contains(&at.value.0) => {
-                let message = format!("\"header_bytes\" in \"limits\" of {place} is {}", at.value);
-                self.push(
-                    Diagnostic::at(Code::Range, &at.span, message).label("write a size from \"8KiB\" to \"1MiB\""),
-                );
-                usual.header_bytes
-            }
-            Some(At { value: ByteSize(bytes), .. }) => usize::try_from(*bytes).unwrap_or(usual.header_bytes),
-            None => usual.header_bytes,
-        };
-        Limits {
-            body: limits.body.as_ref().map_or(usual.body, |at| at.value.0),
-            header_bytes,
-            headers: limits.headers.as_ref().map_or(usual.headers, |at| at.value.0),
-        }
     }
 
     /// `headers`.

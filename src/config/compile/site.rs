@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::Method;
 
 use super::certificate::default_source;
+use super::limits::Written;
 use super::listen::Listeners;
 use super::route::{Parts, has_action, has_broken_action, layered};
 use super::text::{self, Fault};
@@ -54,6 +55,7 @@ impl Compiler<'_> {
         }
         let empty = Shared::default();
         let defaults = file.defaults.as_ref().map_or(&empty, |at| &at.value);
+        let defaults = &self.with_named_limits(defaults, "[defaults]");
         if let Some((name, wanted)) = wanted(defaults) {
             self.not_a_route(name, &wanted.span, "[defaults]");
         }
@@ -121,7 +123,10 @@ impl Compiler<'_> {
         let listener = self.site_listener(draft, listeners);
         let attribution = self.attribution(draft, listener, listeners);
         let tls = self.site_tls(draft, listener, listeners);
-        let routes = self.routes(draft, defaults, upstreams, effective);
+        let shared = self.with_named_limits(&written.shared, place);
+        let routes = self.routes(draft, &shared, defaults, upstreams, effective);
+        let merged = layered(&[&shared, self.presets.settings(chosen_preset(None, &shared, defaults)), defaults]);
+        let connections = self.connections(&merged, Written { host, route: None });
         if let Some((name, at)) = wanted(&written.shared) {
             self.not_a_route(name, &at.span, place);
         }
@@ -137,6 +142,7 @@ impl Compiler<'_> {
             tls: tls?,
             preset: preset::label(chosen_preset(None, &written.shared, defaults)),
             attribution,
+            connections,
             routes: routes?,
             why: written.why.as_ref().map(|at| at.value.clone().into()),
         })
@@ -305,28 +311,30 @@ impl Compiler<'_> {
     fn routes(
         &mut self,
         draft: &Draft<'_>,
+        own: &Shared,
         defaults: &Shared,
         upstreams: &mut Upstreams<'_>,
         effective: &mut Effective,
     ) -> Option<RouteTable> {
         let Draft { written, place, host, .. } = draft;
-        let own = &written.shared;
         self.one_action(own, place);
         self.reasons_of_shared(own, place, &[&written.why]);
         let chosen = |route: Option<&Shared>| chosen_preset(route, own, defaults);
         let preset = chosen(None);
         let merged = layered(&[own, self.presets.settings(preset), defaults]);
         effective.site(host, &merged, written, default_source(draft) == CertificateSource::Acme);
-        let parts = Parts { shared: &merged, prefix: "", place, is_gateway: preset == file::Preset::Openclaw };
+        let is_gateway = preset == file::Preset::Openclaw;
+        let parts = Parts { shared: &merged, prefix: "", place, is_gateway, written: Written { host, route: None } };
         let site_route = self.route(Condition::default(), &parts, upstreams);
         let mut is_whole = site_route.is_some() || !has_action(&merged);
         let mut routes: Vec<Arc<Route>> = Vec::new();
         let mut seen: Vec<(Condition, Span)> = Vec::new();
         let written_routes = written.routes.as_ref().map_or(&[][..], |at| &at.value);
         for at in written_routes {
-            let shared = &at.value.shared;
             let path = at.value.path.as_ref();
             let place = format!("route \"{}\" of {place}", path.map_or("?", |path| &path.value));
+            let shared = &self.with_named_limits(&at.value.shared, &place);
+            self.not_for_a_route(&at.value.shared, &place);
             self.one_action(shared, &place);
             self.reasons_of_shared(shared, &place, &[&at.value.why]);
             let preset = chosen(Some(shared));
@@ -337,10 +345,11 @@ impl Compiler<'_> {
                 prefix: &condition.as_ref().map_or_else(Box::default, |condition| condition.prefix.clone()),
                 place: &place,
                 is_gateway: preset == file::Preset::Openclaw,
+                written: Written { host, route: Some((shared, &place)) },
             };
             if let (Some(condition), Some(path)) = (&condition, path) {
                 self.unique(condition, &path.span, &place, site_route.is_some(), draft, &mut seen);
-                effective.route(host, &path.value, shared, at.value.why.as_ref());
+                effective.route(host, &path.value, &at.value.shared, at.value.why.as_ref());
             }
             if !has_action(&merged) && !has_broken_action(&merged) {
                 let message = format!("nothing says what to do with the requests of {place}");

@@ -13,7 +13,7 @@ use http::header::{
 use http::uri::Uri;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 
-use super::{Admission, Denial, Outcome, note_failure, subject};
+use super::{Admission, Denial, Outcome, subject};
 use crate::addr::ClientAddr;
 use crate::body::Body;
 use crate::policy::{credentials, headers};
@@ -61,8 +61,9 @@ pub(super) async fn ask(exchange: &Exchange, head: &request::Parts, asker: &Aske
         return Outcome::Admitted(admission(asker, answer.headers()));
     }
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    // Without credentials it is a visitor who has not logged in yet, and no guess.
     if is_denial && head.headers.contains_key(AUTHORIZATION) {
-        note_failure(exchange);
+        exchange.auth_failed();
     }
     if !is_denial && !is_redirect(&answer) {
         let (label, status) = (&way.service.upstream.name, status.as_u16());
@@ -157,5 +158,5 @@ fn denied(asker: &Asker<'_>, answer: Response<Bytes>) -> Outcome {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;
-    Outcome::Denied(Denial::Answered(Reply::own(response), Arc::clone(&auth.name)))
+    Outcome::Denied(Denial::Answered(Box::new(Reply::own(response)), Arc::clone(&auth.name)))
 }
