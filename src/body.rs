@@ -1,6 +1,6 @@
 //! The bodies that go upstream, and those of our own answers. What an endpoint sends is `forward/answer`'s.
 //!
-//! A streamed body is counted, bounded in size and in silence, and tells its `Meter` how it ended,
+//! A streamed body is counted, bounded in size, in silence and in slowness, and tells its `Meter` how it ended,
 //! so that a request that failed while its body was read gets the right answer. Nothing is held
 //! back: a frame goes on in the poll in which it arrived.
 
@@ -53,6 +53,9 @@ pub enum BodyError {
     /// Nothing came for longer than the limit.
     #[error("the body made no progress in time")]
     Stalled,
+    /// It came too slowly for too long.
+    #[error("the body comes too slowly")]
+    TooSlow,
     /// The sender went away or broke the framing.
     #[error("the body broke off")]
     Broken(#[source] Box<dyn Error + Send + Sync>),
@@ -87,6 +90,8 @@ pub enum MeterState {
     TooLarge,
     /// Nothing came in time.
     Stalled,
+    /// It came too slowly for too long.
+    TooSlow,
     /// The sender went away or broke the framing.
     Broken,
 }
@@ -127,11 +132,25 @@ impl Meter {
 /// A request body as the client's protocol hands it on.
 pub type Inbound = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>;
 
-/// A body that streams in under a size and a silence limit.
+/// What a streamed body is bounded by.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The longest pause between two pieces.
+    pub silence: Duration,
+    /// Bytes a second that it must come at, as soon as it has been `silence` behind; 0 for any.
+    pub rate: u64,
+}
+
+/// A body that streams in under limits.
 pub struct Stream {
     incoming: Inbound,
-    limit: u64,
-    silence: Duration,
+    bounds: Bounds,
+    /// How long the sender may still keep us waiting. Each piece gives some of it back.
+    slack: Duration,
+    /// Since when it keeps us waiting: the time in which we did not ask is not its fault.
+    waits_since: Option<Instant>,
     /// Trailers are fields too: what no sender may say there is taken out.
     clean_trailers: fn(&mut HeaderMap),
     alarm: Alarm,
@@ -139,15 +158,19 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Streams `incoming`: at most `limit` bytes, at most `silence` between two pieces.
-    pub fn new(
-        incoming: Inbound,
-        limit: u64,
-        silence: Duration,
-        clean_trailers: fn(&mut HeaderMap),
-        meter: Rc<Meter>,
-    ) -> Self {
-        Self { incoming, limit, silence, clean_trailers, alarm: Alarm::default(), meter }
+    /// Streams `incoming`.
+    pub fn new(incoming: Inbound, bounds: Bounds, clean_trailers: fn(&mut HeaderMap), meter: Rc<Meter>) -> Self {
+        let slack = bounds.silence;
+        Self { incoming, bounds, slack, waits_since: None, clean_trailers, alarm: Alarm::default(), meter }
+    }
+
+    /// A piece has come.
+    fn advance(&mut self, length: usize) {
+        self.meter.add(length);
+        let waited = self.waits_since.take().map_or(Duration::ZERO, |since| self.meter.progress() - since);
+        let Bounds { silence, rate, .. } = self.bounds;
+        let Some(worth) = (length as u64 * 1_000_000).checked_div(rate).map(Duration::from_micros) else { return };
+        self.slack = (self.slack.saturating_sub(waited) + worth).min(silence);
     }
 
     fn fail(&self, state: MeterState, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -163,8 +186,9 @@ impl Stream {
                     (self.clean_trailers)(trailers);
                 }
                 if let Some(data) = frame.data_ref() {
-                    self.meter.add(data.len());
-                    if self.meter.bytes() > self.limit {
+                    let length = data.len();
+                    self.advance(length);
+                    if self.meter.bytes() > self.bounds.bytes {
                         return self.fail(MeterState::TooLarge, BodyError::TooLarge);
                     }
                 }
@@ -179,8 +203,12 @@ impl Stream {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if !self.alarm.is_late(cx, self.meter.progress() + self.silence) {
+                let since = *self.waits_since.get_or_insert_with(Instant::now);
+                if !self.alarm.is_late(cx, since + self.slack) {
                     return Poll::Pending;
+                }
+                if self.slack < self.bounds.silence {
+                    return self.fail(MeterState::TooSlow, BodyError::TooSlow);
                 }
                 self.fail(MeterState::Stalled, BodyError::Stalled)
             }

@@ -5,6 +5,7 @@
 
 mod certs;
 mod password;
+mod status;
 pub mod trust;
 
 use std::io::{self, Write};
@@ -61,6 +62,8 @@ enum Command {
         #[command(subcommand)]
         command: certs::Command,
     },
+    /// Show how the running edge does: sites, upstreams, tunnels, limits, reloads
+    Status(status::StatusArgs),
     /// Make this machine trust the local certificate authority
     Trust {
         #[command(flatten)]
@@ -177,6 +180,7 @@ fn execute(command: Command) -> io::Result<Exit> {
             Ok(Exit::Fine)
         }
         Command::Certs { command } => certs::certs(&command),
+        Command::Status(args) => status::status(&args),
         Command::Trust { file, export } => trust(&file, export.as_deref()),
         Command::HashPassword(args) => password::hash_password(&args),
         Command::Rollback { list, choice, file, storage } => rollback(&file, storage.as_deref(), list, choice),

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::access_log::ConnectionRecord;
 use crate::addr::PeerAddr;
 use crate::drain::Guard;
+use crate::metrics::sheet::Agreed;
 use crate::policy::count::Hold;
 use crate::policy::limits::key_of_connection;
 use crate::request::{Connection, Parts, Places};
@@ -182,16 +183,19 @@ impl Arrival {
             return Some(self.http1(socket, None, places, bounds));
         }
         let ip = self.local.map(|local| local.ip());
+        let began = Instant::now();
         match tls::accept(socket, &self.shared.policies, table, id, ip, deadline).await {
             Err(HandshakeError::Closed { .. }) if self.is_of_proxy() => {
                 self.record(&Ending::quiet("closed", HEALTH_CHECK), None, None);
                 None
             }
             Err(error) => {
+                self.shared.parts.metrics.handshake_failed(error.kind());
                 self.record(&Ending::quiet("tls", error.to_string()), error.sni(), None);
                 None
             }
             Ok(Handshake { stream, facts }) => {
+                self.shared.parts.metrics.handshake(&agreed(&facts), began.elapsed());
                 let places = Places::new(self.client.take());
                 if let Some(site) = table.site_of(&facts.site_host)
                     && let Err(full) = places.enter_site(&self.shared.parts.limits, table, site, self.peer)
@@ -267,12 +271,18 @@ impl Arrival {
             if self.is_of_proxy() && ending.kind == "closed" {
                 return self.record(&Ending::quiet("closed", HEALTH_CHECK), sni, alpn);
             }
-            self.record(ending, sni, alpn);
+            return self.record(ending, sni, alpn);
         }
+        self.shared.parts.metrics.connection(&self.role, ending.kind);
     }
 
+    /// Counts the end of a connection, and writes its record.
     fn record(&self, ending: &Ending, sni: Option<&str>, alpn: Option<&str>) {
-        let log = &self.shared.parts.log;
+        let (log, metrics) = (&self.shared.parts.log, &self.shared.parts.metrics);
+        metrics.connection(&self.role, ending.kind);
+        if let Some(answer) = &ending.answer {
+            metrics.refused_early(answer.code);
+        }
         if log.is_on() {
             log.connection(&ConnectionRecord {
                 peer: self.peer,
@@ -288,6 +298,12 @@ impl Arrival {
             });
         }
     }
+}
+
+/// What a handshake agreed on, for the metrics.
+fn agreed(facts: &TlsFacts) -> Agreed {
+    let TlsFacts { version, cipher, group, is_resumed, .. } = *facts;
+    Agreed { version, cipher, group: group.unwrap_or_default(), is_resumed }
 }
 
 /// Why a connection ended that a proxy opened in its own name, and on which it asked nothing.

@@ -35,7 +35,7 @@ use answer::{AnswerBody, NoHead};
 use balance::Load;
 use connect::DialError;
 use link::Link;
-use pool::{InFlight, Live, Pool};
+use pool::{EndpointFacts, InFlight, Live, Pool};
 use upload::Upload;
 
 /// All upstreams, as one worker sees them.
@@ -136,6 +136,11 @@ impl Upstreams {
         self.pool.sweep(table);
     }
 
+    /// What is known of all endpoints that were used.
+    pub fn facts(&self) -> Vec<EndpointFacts> {
+        self.pool.facts()
+    }
+
     /// Sends a request, which is taken, and waits for the head of its response.
     ///
     /// # Errors
@@ -164,6 +169,7 @@ impl Upstreams {
     ) -> Result<Answer, Refusal> {
         let begun = Instant::now();
         let live = self.pool.live(&plan.upstream.endpoints[0]);
+        let _held = live.hold();
         loop {
             self.tell_held(&detail, hold);
             if !live.queue.wait(begun + hold).await {
@@ -215,28 +221,30 @@ impl Upstreams {
                     // The endpoint gave up an idle connection while we took it for a good one.
                     Err(Lost::Closed(detail)) => match upload {
                         Some(upload) if upload.is_unsent() || upload.is_repeatable() => upload.rewind(),
-                        _ => return Err(Refusal::Failed { failure: Failure::Closed, detail }),
+                        _ => return Err(counted(&live, Refusal::Failed { failure: Failure::Closed, detail })),
                     },
-                    Err(Lost::Failed(refusal)) => return Err(refusal),
+                    Err(Lost::Failed(refusal)) => return Err(counted(&live, refusal)),
                 }
             }
-            let tls = tls_of(endpoint, &live)?;
+            let tls = tls_of(endpoint, &live).map_err(|refusal| counted(&live, refusal))?;
             // Boxed, as what is rare: every request would have to have room for it.
             match Box::pin(connect::dial(endpoint, tls, plan.timeouts.connect)).await {
                 Ok(link) => match attempt(link, upload, &live, endpoint, plan, Instant::now()).await {
                     Ok(answer) => return Ok(Sent::Answered(answer)),
-                    Err(Lost::Failed(refusal)) => return Err(refusal),
+                    Err(Lost::Failed(refusal)) => return Err(counted(&live, refusal)),
                     Err(Lost::Closed(detail)) => match upload {
                         Some(upload) if upload.is_unsent() => {
                             upload.rewind();
-                            let detail = format!("{} closed a new connection at once", endpoint.label).into();
+                            let detail: Box<str> = format!("{} closed a new connection at once", endpoint.label).into();
+                            live.failed(Failure::Closed, &detail);
                             last = Some(DialError { failure: Failure::Closed, detail });
                         }
-                        _ => return Err(Refusal::Failed { failure: Failure::Closed, detail }),
+                        _ => return Err(counted(&live, Refusal::Failed { failure: Failure::Closed, detail })),
                     },
                 },
                 Err(error) => {
                     live.avoid();
+                    live.failed(error.failure, &error.detail);
                     last = Some(error);
                 }
             }
@@ -269,6 +277,14 @@ impl Upstreams {
 enum Sent {
     Answered(Answer),
     Nowhere(DialError),
+}
+
+/// Counts what the endpoint is to blame for, and passes it on.
+fn counted(live: &Live, refusal: Refusal) -> Refusal {
+    if let Refusal::Failed { failure, detail } | Refusal::Unreachable { failure, detail } = &refusal {
+        live.failed(*failure, detail);
+    }
+    refusal
 }
 
 /// The `Host` that the endpoint gets in place of the client's.
@@ -370,6 +386,7 @@ async fn attempt(
     }
     let rest = upload.take().filter(|_| is_writing).map(|upload| write_on(upload, &link, plan));
     let via_port = link.via_port;
+    live.succeeded(now);
     let lease = Lease { link, live: Rc::clone(live), endpoint: Arc::clone(endpoint), rest, in_flight };
     let response = AnswerBody::new(head, lease, plan.timeouts.idle);
     Ok(Answer { held: None, response, endpoint: Arc::clone(endpoint), via_port })
@@ -387,6 +404,7 @@ fn body_refusal(error: &BodyError) -> Refusal {
     match error {
         BodyError::TooLarge => Refusal::BodyTooLarge,
         BodyError::Stalled => Refusal::BodyTimeout,
+        BodyError::TooSlow => Refusal::BodyTooSlow,
         BodyError::Broken(_) | BodyError::Storage(_) => Refusal::BadBody,
     }
 }

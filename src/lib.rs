@@ -4,6 +4,7 @@
 pub mod access_log;
 pub mod acme;
 pub mod addr;
+pub mod admin;
 pub mod alarm;
 pub mod body;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod forward;
 pub mod framing;
 pub mod https;
 pub mod listen;
+pub mod metrics;
 pub mod ocsp;
 pub mod policy;
 pub mod refusal;

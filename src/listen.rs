@@ -372,7 +372,8 @@ fn local_address(socket: &Socket, role: &Role) -> Option<SocketAddr> {
 }
 
 /// Leaves the record of a connection that was never a request.
-fn record(shared: &Shared, role: &Role, peer: PeerAddr, ended: &str, why: &str, at: Instant) {
+fn record(shared: &Shared, role: &Arc<Role>, peer: PeerAddr, ended: &'static str, why: &str, at: Instant) {
+    shared.parts.metrics.connection(role, ended);
     shared.parts.log.connection(&ConnectionRecord {
         peer,
         via: None,

@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_head_is_measured_by_fields_and_bytes() {
-        let limits = Limits { body: 0, header_bytes: 40, headers: 3 };
+        let limits = Limits { body: 0, body_rate: 0, header_bytes: 40, headers: 3 };
         let fits = head("GET", "/12345", &[("a", "1"), ("cookie", "a=1"), ("cookie", "b=2")]);
         assert_eq!(check_head(&fits, &limits), Ok(()));
         let exact = head("GET", "/12345", &[("abcd", &"v".repeat(30))]);

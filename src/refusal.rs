@@ -112,6 +112,8 @@ pub enum Refusal {
     Method,
     /// The body made no progress.
     BodyTimeout,
+    /// The body came too slowly.
+    BodyTooSlow,
     /// The body is larger than the route's limit.
     BodyTooLarge,
     /// No site has this name here.
@@ -271,6 +273,12 @@ impl Refusal {
                 "http_request_error",
                 "the body of this request stopped arriving",
             ),
+            Self::BodyTooSlow => words(
+                S::REQUEST_TIMEOUT,
+                "E408-body-rate",
+                "http_request_error",
+                "the body of this request arrives too slowly",
+            ),
             Self::BodyTooLarge => {
                 words(S::PAYLOAD_TOO_LARGE, "E413-body", DENIED, "the body of this request is larger than allowed here")
             }
@@ -353,8 +361,8 @@ impl Refusal {
     pub fn cause(&self) -> &str {
         match self {
             Self::Denied { cause } | Self::Hidden { cause } | Self::Dropped { cause } => cause,
-            Self::NotLoggedIn { cause, .. } | Self::NotAllowed { cause } | Self::Hook { cause } => cause,
             Self::Limited(limited) => &limited.cause,
+            Self::NotLoggedIn { cause, .. } | Self::NotAllowed { cause } | Self::Hook { cause } => cause,
             _ => self.detail().unwrap_or(self.message()),
         }
     }
@@ -402,6 +410,7 @@ impl Refusal {
             | Self::BadBody
             | Self::Method
             | Self::BodyTimeout
+            | Self::BodyTooSlow
             | Self::BodyTooLarge
             | Self::UnknownHost
             | Self::WrongConnection
@@ -432,6 +441,12 @@ impl Refusal {
 }
 
 impl Failure {
+    /// The word in metrics: the code without its status.
+    pub fn kind(self) -> &'static str {
+        let code = self.words().code;
+        code.split_once('-').map_or(code, |(_, kind)| kind)
+    }
+
     fn words(self) -> Words {
         use StatusCode as S;
         match self {

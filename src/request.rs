@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
@@ -30,11 +30,12 @@ use http_body::Body as _;
 use crate::access_log::AccessLog;
 use crate::addr::{HostBuffer, ListenAddr, PeerAddr};
 use crate::body::collect::{CollectError, collect};
-use crate::body::{Body, BodyError, Inbound, Meter, Stream};
-use crate::drain::Drain;
+use crate::body::{Body, BodyError, Bounds, Inbound, Meter, Stream};
+use crate::drain::{Drain, Phase};
 use crate::forward::tunnel::{Duplex, End};
 use crate::forward::upload::Upload;
 use crate::forward::{Plan, Upstreams};
+use crate::metrics::Meters;
 use crate::policy::limits::Limits;
 use crate::policy::password::Passwords;
 use crate::policy::{self, headers};
@@ -66,6 +67,8 @@ pub struct Parts {
     pub auth: Arc<Passwords>,
     /// This worker's connections to endpoints.
     pub upstreams: Upstreams,
+    /// What this worker counts with.
+    pub metrics: Meters,
     /// The live state of limits, of all workers.
     pub limits: Arc<Limits>,
 }
@@ -138,6 +141,11 @@ async fn answer(
     let generation = Arc::clone(&exchange.generation);
     let table = &generation.table;
 
+    if let Some(path) = &table.edge.admin.health
+        && let Some(health) = health(exchange, head, path)
+    {
+        return Ok(Reply::own(health)); // before the host: who asks by address must find it (N-09)
+    }
     let upgrade = Upgrade::wanted(head)?;
     let host = RequestHost::of(head)?;
     if let Some(proof) = proof(exchange, head, &host) {
@@ -211,6 +219,22 @@ async fn answer(
         }
         Action::Forward(forward) => pass_on(exchange, head, incoming, &host, &route, forward, upgrade).await,
     }
+}
+
+/// The answer to a load balancer that asks whether the edge serves. It says nothing of upstreams.
+fn health(exchange: &Exchange, head: &request::Parts, path: &str) -> Option<Response<Body>> {
+    if head.uri.path() != path || !matches!(head.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let (status, text) = match exchange.parts.drain.phase() {
+        Phase::Serving => (StatusCode::OK, "ok\n"),
+        Phase::Draining | Phase::CutTunnels | Phase::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    };
+    let mut response = Response::new(Body::full(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Some(response)
 }
 
 /// The answer to a CA that looks for a proof of an order that runs (RFC 8555 8.3).
@@ -318,7 +342,11 @@ async fn request_body(
     exchange.request_meter = Some(Rc::clone(&meter));
     let says_who = !exchange.generation.table.identity_headers.is_empty();
     let clean = if says_who { headers::drop_trailers } else { headers::clean_trailers };
-    let stream = Stream::new(incoming, route.limits.body, route.timeouts.request_body, clean, meter);
+    // Who streams without a length may rightly have long little to say.
+    let is_rated = forward.collect_request || incoming.size_hint().exact().is_some();
+    let rate = if is_rated { route.limits.body_rate } else { 0 };
+    let bounds = Bounds { bytes: route.limits.body, silence: route.timeouts.request_body, rate };
+    let stream = Stream::new(incoming, bounds, clean, meter);
     let body = Body::Stream(Box::new(stream));
     if !forward.collect_request && !is_open_end {
         return Ok(body);
@@ -328,6 +356,7 @@ async fn request_body(
         Ok(collected) => Ok(Body::Collected(Box::new(collected))),
         Err(CollectError::Body(BodyError::TooLarge)) => Err(Refusal::BodyTooLarge),
         Err(CollectError::Body(BodyError::Stalled)) => Err(Refusal::BodyTimeout),
+        Err(CollectError::Body(BodyError::TooSlow)) => Err(Refusal::BodyTooSlow),
         Err(CollectError::Body(_)) => Err(exchange.carrier.body_fault().unwrap_or(Refusal::BadBody)),
         Err(CollectError::Full) => Err(Refusal::Busy),
         Err(CollectError::Storage(error)) => {

@@ -28,11 +28,15 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access_log::{self, AccessLog};
 use crate::acme;
+use crate::acme::event::timestamp;
+use crate::admin::Admin;
+use crate::admin::facts::{self, Facts};
 use crate::config::report::Report;
 use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
+use crate::metrics::Metrics;
 use crate::ocsp;
 use crate::policy::password::Passwords;
 use crate::policy::{limits, switch, user_files};
@@ -69,6 +73,8 @@ pub struct Server {
     ended: mpsc::UnboundedReceiver<Ended>,
     doors: Doors,
     loaded_at: String,
+    admin: Admin,
+    facts: Arc<Facts>,
 }
 
 /// What was still open when the process stopped.
@@ -96,6 +102,7 @@ impl Server {
         let capacity = Capacity::of(&loaded.table, machine.descriptors);
         let workers = worker_count(&loaded.table.edge.process);
         let opened = doors::open(addresses::wanted(&loaded.table), workers, &machine.adopted, &[])?;
+        let prepared = Admin::default().prepare(&loaded.table).map_err(StartError::Listen)?;
         let (access_log, writer) = AccessLog::start(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
         let passwords = Passwords::new().map_err(|source| StartError::System { what: "random numbers", source })?;
 
@@ -109,6 +116,7 @@ impl Server {
             auth: Arc::new(passwords),
             gate: Gate::new(capacity.connections),
             limits: Arc::default(),
+            metrics: Metrics::new(),
         };
         parts.limits.bound_crowd(capacity.of_one);
 
@@ -116,10 +124,15 @@ impl Server {
         let started = (0..workers).map(|index| Worker::start(index, parts.clone(), ends.clone()));
         let workers = started.collect::<io::Result<_>>();
         let workers = workers.map_err(|source| StartError::System { what: "a worker thread", source })?;
+        let doors = Doors::new(workers);
+        let (panics, lost_lines) = (log.panic_count(), Box::new(log.lost_lines()));
+        let facts = Arc::new(Facts::new(&parts, &certs, doors.ears(), source.to_string(), panics, lost_lines));
+        let admin = Admin::default();
         let mut server =
-            Self { source, machine, log, certs, parts, writer, ended, doors: Doors::new(workers), loaded_at: date() };
+            Self { source, machine, log, certs, parts, writer, ended, doors, loaded_at: date(), admin, facts };
         // A person has the banner in place of these lines.
         let is_quiet = server.log.is_for_people();
+        server.admin.put_in_force(prepared, &server.facts, is_quiet);
         for (want, opened) in opened {
             server.doors.add(want, opened, is_quiet).await?;
         }
@@ -138,8 +151,10 @@ impl Server {
     /// When the configuration has faults, or the machine refuses something.
     pub async fn reload(&mut self) -> Result<(), StartError> {
         let outcome = self.replace().await;
+        self.parts.metrics.reloaded(outcome.is_ok());
         if let Err(fault) = &outcome {
             let generation = self.parts.snapshot.current().number;
+            self.facts.reloads.keep(false, generation, format!("{fault}\n{}", fault.to_text(false)));
             let unchanged =
                 format!("the running configuration (generation {generation}, loaded {}) is unchanged", self.loaded_at);
             tracing::error!(
@@ -159,6 +174,7 @@ impl Server {
         let certificates = prepare(&loaded.table, &self.certs, &self.parts.policies).await?;
         let plan = addresses::plan(self.doors.roles(), addresses::wanted(&loaded.table));
         let opened = self.doors.open(plan.open, &self.machine.adopted)?;
+        let prepared = self.admin.prepare(&loaded.table).map_err(StartError::Listen)?;
         if old.table.edge.log != loaded.table.edge.log {
             self.parts.log.reconfigure(&loaded.table.edge.log).map_err(StartError::AccessLog)?;
         }
@@ -198,18 +214,23 @@ impl Server {
                 tracing::info!(event = "closed", %address, "no longer listening");
             }
         }
+        self.admin.put_in_force(prepared, &self.facts, false);
         self.loaded_at = date();
         self.keep_history(&loaded.sources);
+        let kept_text = format!(
+            "kept: {}, {}, {}",
+            counted(kept, "listener"),
+            counted(connections, "connection"),
+            counted(tunnels, "tunnel")
+        );
+        self.facts.reloads.keep(true, generation, format!("{changes}\n{kept_text}"));
         tracing::info!(
             event = "reloaded",
             generation,
             listeners = kept,
             connections,
             tunnels,
-            "generation {generation}: {changes}\nkept: {}, {}, {}",
-            counted(kept, "listener"),
-            counted(connections, "connection"),
-            counted(tunnels, "tunnel")
+            "generation {generation}: {changes}\n{kept_text}"
         );
         Ok(())
     }
@@ -228,7 +249,13 @@ impl Server {
         let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
         let ending = acme::alert::ending(&self.certs, current.table.edge.acme.alert_before, OffsetDateTime::now_utc());
         let ending = ending.map(|text| format!(", {text}")).unwrap_or_default();
-        format!("generation {}, {sites}, {connections}, {tunnels}{ending}", current.number)
+        // First, and until one succeeds: what is in the file is not what runs.
+        let failed = self.facts.reloads.last_failure().map(|reload| {
+            let fault = reload.report.lines().next().unwrap_or_default();
+            format!("reload failed ({}), nothing changed: {fault}; ", timestamp(reload.at))
+        });
+        let failed = failed.unwrap_or_default();
+        format!("{failed}generation {}, {sites}, {connections}, {tunnels}{ending}", current.number)
     }
 
     /// True when every worker answers within this time.
@@ -336,12 +363,14 @@ impl Server {
         supervise("certificate files", move || tls::files::watch(certs.clone(), snapshot.clone()));
         let (certs, snapshot) = (self.certs.clone(), self.parts.snapshot.clone());
         supervise("local certificates", move || tls::local_ca::watch(certs.clone(), snapshot.clone()));
+        let facts = self.facts.clone();
+        supervise("metrics", move || facts::watch(facts.clone()));
         let snapshot = self.parts.snapshot.clone();
         supervise("maintenance", move || switch::watch(snapshot.clone()));
-        let snapshot = self.parts.snapshot.clone();
-        supervise("users files", move || user_files::watch(snapshot.clone()));
         let (limits, snapshot) = (self.parts.limits.clone(), self.parts.snapshot.clone());
         supervise("limits", move || limits::tidy(limits.clone(), snapshot.clone()));
+        let snapshot = self.parts.snapshot.clone();
+        supervise("users files", move || user_files::watch(snapshot.clone()));
         let certs = self.certs.clone();
         supervise("OCSP", move || ocsp::watch(certs.clone()));
         let (events, inbox) = acme::event::queue();
@@ -600,6 +629,7 @@ pub(crate) mod tests {
                 redact_query: Vec::new(),
                 redact_headers: Vec::new(),
             },
+            admin: crate::site::policy::AdminPolicy::default(),
             process: ProcessPolicy {
                 grace: Duration::from_secs(30),
                 tunnel_grace: Duration::from_secs(5),

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use crate::addr::{HostName, HostPattern, ListenAddr};
 use acme::AcmePolicy;
 use limit::CountRule;
-use policy::{Attribution, CertificateSource, Networks, TlsPolicy, Trust};
+use policy::{AdminPolicy, Attribution, CertificateSource, Networks, TlsPolicy, Trust};
 use route::RouteTable;
 
 /// One compiled configuration.
@@ -219,6 +219,8 @@ pub struct EdgeSettings {
     pub unknown_sni: UnknownSni,
     /// Logging.
     pub log: LogPolicy,
+    /// What may be asked about the edge itself, and where.
+    pub admin: AdminPolicy,
     /// Limits of the process.
     pub process: ProcessPolicy,
     /// Certificates from a CA.

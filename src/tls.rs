@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::server::ClientHello;
-use rustls::{CertificateError, CipherSuite, PeerIncompatible, ProtocolVersion, ServerConnection};
+use rustls::{CertificateError, CipherSuite, HandshakeKind, PeerIncompatible, ProtocolVersion, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::StartHandshake;
@@ -67,6 +67,8 @@ pub struct TlsFacts {
     pub cipher: &'static str,
     /// The key exchange; `None` for a session of TLS 1.2 that was resumed.
     pub group: Option<&'static str>,
+    /// Whether an earlier session went on.
+    pub is_resumed: bool,
     /// Subject of a verified client certificate (RFC 4514, printable ASCII).
     pub client_subject: Option<Box<str>>,
 }
@@ -251,6 +253,7 @@ impl TlsFacts {
             },
             cipher: session.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite())),
             group: session.negotiated_key_exchange_group().and_then(|group| group.name().as_str()),
+            is_resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
             client_subject,
         })
     }

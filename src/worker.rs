@@ -21,8 +21,11 @@ use crate::access_log::AccessLog;
 use crate::connection::Shared;
 use crate::drain::{Drain, Work};
 use crate::forward::Upstreams;
+use crate::forward::pool::EndpointFacts;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
+use crate::metrics::Metrics;
+use crate::metrics::tunnels::TunnelFacts;
 use crate::policy::limits::Limits;
 use crate::policy::password::Passwords;
 use crate::request;
@@ -49,6 +52,8 @@ pub struct Parts {
     pub auth: Arc<Passwords>,
     /// How many connections may be open.
     pub gate: Gate,
+    /// What is counted.
+    pub metrics: Metrics,
     /// The live state of limits.
     pub limits: Arc<Limits>,
 }
@@ -84,11 +89,27 @@ pub enum Command {
         /// Told when it is closed.
         done: oneshot::Sender<()>,
     },
+    /// Say what is open, and how endpoints stand.
+    Report {
+        /// Whether tunnels are wanted too.
+        has_tunnels: bool,
+        /// The answer.
+        done: oneshot::Sender<Facts>,
+    },
     /// Answer, to show that the worker is not stuck.
     Ping {
         /// The answer.
         done: oneshot::Sender<()>,
     },
+}
+
+/// What one worker knows at the moment.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Tunnels that are open, the oldest first; none unless they were asked for.
+    pub tunnels: Vec<TunnelFacts>,
+    /// Endpoints that it has used.
+    pub endpoints: Vec<EndpointFacts>,
 }
 
 /// A running worker, seen from control.
@@ -141,9 +162,30 @@ impl Worker {
         let _ = self.commands.send(command).await;
     }
 
+    /// A way to ask the worker that does not keep it running.
+    pub fn ear(&self) -> Ear {
+        Ear(self.commands.downgrade())
+    }
+
     /// Stops the worker, dropping what it still has open. Its thread is handed back to be joined.
     pub fn stop(self) -> JoinHandle<()> {
         self.thread
+    }
+}
+
+/// A way to ask a worker that does not keep it running.
+#[derive(Clone, Debug)]
+pub struct Ear(mpsc::WeakSender<Command>);
+
+impl Ear {
+    /// What the worker knows; `None` when it does not say so in time.
+    pub async fn report(&self, has_tunnels: bool, within: Duration) -> Option<Facts> {
+        let asked = async {
+            let (done, answer) = oneshot::channel();
+            self.0.upgrade()?.send(Command::Report { has_tunnels, done }).await.ok()?;
+            answer.await.ok()
+        };
+        timeout(within, asked).await.ok().flatten()
     }
 }
 
@@ -172,9 +214,11 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, auth, gate: _, limits } = parts;
+    let Parts { snapshot, policies, drain, log, auth, gate: _, limits, metrics } = parts;
     let proofs = Arc::clone(policies.proofs());
-    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(), limits };
+    let metrics = metrics.worker();
+    metrics.follow(&snapshot.current().table);
+    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(), limits, metrics };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -184,9 +228,13 @@ async fn sweep(shared: Rc<Shared>) {
     const EVERY: Duration = Duration::from_secs(1);
     let mut changes = shared.parts.snapshot.changes();
     loop {
-        // Either cause is the same work; the snapshot lives as long as the worker.
-        let _ = timeout(EVERY, changes.changed()).await;
-        shared.parts.upstreams.sweep(&shared.parts.snapshot.current().table);
+        // The snapshot lives as long as the worker.
+        let is_changed = timeout(EVERY, changes.changed()).await.is_ok();
+        let current = shared.parts.snapshot.current();
+        shared.parts.upstreams.sweep(&current.table);
+        if is_changed {
+            shared.parts.metrics.follow(&current.table);
+        }
     }
 }
 
@@ -225,6 +273,11 @@ fn obey(command: Command, shared: &Rc<Shared>, gate: &Gate, doors: &mut HashMap<
                 let _ = done.send(());
             });
         }
+        Command::Report { has_tunnels, done } => {
+            let parts = &shared.parts;
+            let tunnels = if has_tunnels { parts.metrics.tunnels.facts() } else { Vec::new() };
+            let _ = done.send(Facts { tunnels, endpoints: parts.upstreams.facts() });
+        }
         Command::Ping { done } => {
             let _ = done.send(());
         }
@@ -261,6 +314,7 @@ mod tests {
                 log,
                 auth: Arc::new(Passwords::new().expect("random numbers")),
                 gate: Gate::new(limit),
+                metrics: Metrics::new(),
                 limits: Arc::default(),
             };
             let (ends, ended) = mpsc::unbounded_channel();

@@ -217,7 +217,7 @@ pub struct ConnectionRecord<'a> {
     pub listener: &'a str,
     /// Our answer to what never became a request: its ID, status and code.
     pub answer: Option<(&'a str, StatusCode, &'a str)>,
-    /// In which part it ended: `proxy`, `tls`, `http`, `timeout`, `idle`, `closed`, `panic`.
+    /// In which part it ended: `proxy`, `tls`, `http`, `flood`, `timeout`, `idle`, `closed`, `panic`.
     pub ended: &'a str,
     /// Why, in words.
     pub why: &'a str,

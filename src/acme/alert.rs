@@ -10,7 +10,7 @@ use super::event::{Event, Events, timestamp};
 use super::plan;
 use crate::addr::HostPattern;
 use crate::snapshot::Snapshot;
-use crate::tls::certs::{CertStore, Certificate};
+use crate::tls::certs::{CertFacts, CertStore, Certificate};
 
 /// Watches for ever.
 pub async fn watch(certs: Arc<CertStore>, snapshot: Arc<Snapshot>, events: Events) {
@@ -74,6 +74,11 @@ fn pass(certs: &CertStore, before: Duration, events: &Events, told: &mut Told, n
         }
     }
     next
+}
+
+/// Whether a person should look at a certificate.
+pub fn is_alarming(facts: &CertFacts, before: Duration, now: OffsetDateTime) -> bool {
+    now >= plan::alert(facts.not_before, facts.not_after, before)
 }
 
 /// The certificates that a person should look at, in a few words; `None` when all is well.

@@ -5,6 +5,7 @@
 
 mod access;
 mod acme;
+mod admin;
 mod auth;
 mod certificate;
 mod dns;
@@ -55,8 +56,8 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         acme: Acme::default(),
         networks: Vec::new(),
         switches: Vec::new(),
-        ways: Ways::default(),
         limits: Vec::new(),
+        ways: Ways::default(),
     };
     let (edge, sites, effective) = compiler.file(file);
     if compiler.report.has_errors() {
@@ -86,10 +87,10 @@ struct Compiler<'r> {
     networks: Vec<Defined>,
     /// One for each file of `maintenance`.
     switches: Vec<Arc<Switch>>,
-    /// `[auth]` and `[hooks]`.
-    ways: Ways,
     /// `[limits]`.
     limits: Vec<LimitSet>,
+    /// `[auth]` and `[hooks]`.
+    ways: Ways,
 }
 
 impl Compiler<'_> {
@@ -104,6 +105,7 @@ impl Compiler<'_> {
         let empty = file::Listen::default();
         let listen = file.listen.as_ref().map_or(&empty, |at| &at.value);
         let mut listeners = self.listeners(listen);
+        let admin = self.admin(file.admin.as_ref().map(|at| &at.value), listen);
         self.networks(file.networks.as_ref().map(|at| &at.value));
         let trust = self.trust(file);
         let tls = file.tls.as_ref().map(|at| &at.value);
@@ -118,9 +120,9 @@ impl Compiler<'_> {
         if let Some(defaults) = &file.defaults {
             self.reasons_of_shared(&defaults.value, "[defaults]", &[]);
         }
+        self.limit_sets(file.limits.as_ref().map(|at| &at.value));
         self.ways = self.ways(file);
         self.identities(file, &trust);
-        self.limit_sets(file.limits.as_ref().map(|at| &at.value));
         let mut upstreams = self.upstreams(file.upstreams.as_ref().map(|at| &at.value));
         let mut effective = Effective::new(file);
         let sites = self.sites(file, &mut listeners, &mut upstreams, &mut effective);
@@ -136,7 +138,7 @@ impl Compiler<'_> {
         let listeners = listeners.into_list();
         let acme = Arc::new(std::mem::take(&mut self.acme.policy));
         let identity_headers = self.ways.identity_headers();
-        let edge = EdgeSettings { listeners, trust, unknown_sni, log, process, acme, storage, identity_headers };
+        let edge = EdgeSettings { listeners, trust, unknown_sni, log, admin, process, acme, storage, identity_headers };
         (edge, sites, effective)
     }
 

@@ -6,11 +6,13 @@
 
 mod access;
 mod acme;
+mod admin;
 mod auth;
 mod limits;
 
 pub(crate) use access::{DenyWith, Maintenance};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
+pub(crate) use admin::Admin;
 pub(crate) use auth::{Auth, AuthType, Hook, HookMode, OnError, SkipIf, Users};
 pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
 
@@ -52,6 +54,8 @@ mirror! {
         acme: Acme = parts;
         /// What is logged, how, and where to.
         log: Log = parts;
+        /// Status, metrics and health of the edge itself, for this machine.
+        admin: Admin = parts;
         /// Limits of the process, and how it stops.
         process: Process = parts;
         /// Defaults for all sites: every key of a site that a route takes too. Lists replace,
@@ -94,6 +98,10 @@ mirror! {
         /// From the end of a response to the first byte of the next request. Default `75s`, our
         /// choice: longer than the minute that load balancers and browsers commonly keep.
         keep_alive_timeout: Timeout = default("\"75s\"");
+        /// Exactly this path, asked for by GET or HEAD, is answered by the edge itself on every listener, whatever the
+        /// `Host`: 200 while it serves, 503 while it drains, for load balancers that ask by address. Says nothing of
+        /// upstreams. Default: off, because the path is taken from every site; the gateway has a `/healthz` of its own.
+        health: String = example("\"/.well-known/tidegate/health\"");
     }
 }
 
@@ -189,7 +197,9 @@ mirror! {
         tunnel_grace: Period = default("\"5s\"");
         /// How many good configurations are kept under `storage` for `tidegate rollback`.
         history: Count<0, 1000> = default("20");
-        /// Most connections at once. Default: what the limit of open files allows. Read at start.
+        /// Most connections and tunnels at once; those above it are reset. Default: half of what the limit of open files
+        /// allows, less a reserve, because each needs one towards an upstream too. One client may hold a quarter of
+        /// it, or what a site's `limits.connections.per_client` allows, if that is more.
         max_connections: Count<1, 10_000_000> = example("10000");
         /// Worker threads. Default: one a core. Read at start.
         workers: Count<1, 1024> = example("4");
@@ -381,8 +391,9 @@ mirror! {
         /// Longest silence in a tunnel or in a streaming response. Default `1h`: gateways ping
         /// every 30 s, so this only finds the dead.
         idle: Timeout = default("\"1h\"");
-        /// Longest time in which the client takes no byte that is ready for it. Default `60s`, our
-        /// choice: a phone between two cells comes back in time, and a dead one frees what it holds.
+        /// Longest time in which the client takes nothing, or next to nothing (256 bytes for each second of it, at
+        /// most 16 KiB), of what is ready for it. Default `60s`, our choice: a phone between two cells comes back in
+        /// time, and a dead one frees what it holds.
         send: Timeout = default("\"60s\"");
     }
 }

@@ -45,6 +45,8 @@ pub(crate) enum Shape {
     Duration,
     Size,
     Rate,
+    /// A size in a second.
+    ByteRate,
     Flag,
     Count {
         least: u64,

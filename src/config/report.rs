@@ -163,6 +163,10 @@ codes! {
     NoClientCert = "C121" Error;
     /// A users file with nobody in it.
     NobodyLogsIn = "C122" Warning;
+    /// Status and metrics where others could reach them.
+    AdminReachable = "C130" Error;
+    /// Metrics on an address that is not private.
+    MetricsReachable = "C131" Warning;
 }
 
 /// Whether the file can be used all the same.

@@ -26,6 +26,9 @@ fn of(shape: &Shape) -> Json {
     match shape {
         Shape::Text => json!({ "type": "string" }),
         Shape::Duration => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(ms|s|m|h|d)\\s*$" }),
+        Shape::ByteRate => {
+            json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)/s\\s*$" })
+        }
         Shape::Size => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\\s*$" }),
         Shape::Rate => json!({ "type": "string", "pattern": "^\\s*[0-9]+\\s*/\\s*[0-9]*\\s*(s|m|h|d)\\s*$" }),
         Shape::Flag => json!({ "type": "boolean" }),
@@ -179,6 +182,7 @@ fn parts(shape: &Shape) -> Option<&Table> {
         | Shape::Duration
         | Shape::Size
         | Shape::Rate
+        | Shape::ByteRate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)
@@ -198,6 +202,7 @@ fn table_in(shape: &Shape) -> Option<&Table> {
         | Shape::Duration
         | Shape::Size
         | Shape::Rate
+        | Shape::ByteRate
         | Shape::Flag
         | Shape::Count { .. }
         | Shape::Choice(_)
@@ -258,6 +263,7 @@ mod tests {
                 | Shape::Duration
                 | Shape::Size
                 | Shape::Rate
+                | Shape::ByteRate
                 | Shape::Flag
                 | Shape::Count { .. }
                 | Shape::Choice(_) => {}

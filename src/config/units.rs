@@ -150,6 +150,39 @@ impl fmt::Display for Rate {
     }
 }
 
+/// Parses a size in a second: `1KiB/s`.
+///
+/// # Errors
+/// When the text is not a size and `/s`, or more than 1 PiB.
+pub fn parse_byte_rate(text: &str) -> Result<ByteRate, UnitError> {
+    const WHAT: &str = "size in a second";
+    let Some(size) = text.trim().strip_suffix("/s") else {
+        let right = parse_size(text).unwrap_or(ByteSize(1 << 10));
+        let is_number = text.trim().parse::<u64>().is_ok();
+        return Err(if is_number {
+            UnitError::NoUnit { number: text.trim().to_owned(), advice: format!("\"{}B/s\"", text.trim()) }
+        } else {
+            UnitError::Malformed { text: text.to_owned(), what: WHAT, advice: format!("\"{right}/s\"") }
+        });
+    };
+    let ByteSize(bytes) = parse_size(size).map_err(|_| UnitError::Malformed {
+        text: text.to_owned(),
+        what: WHAT,
+        advice: "a size and \"/s\", such as \"1KiB/s\"".to_owned(),
+    })?;
+    Ok(ByteRate(bytes))
+}
+
+/// A number of bytes a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteRate(pub u64);
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", ByteSize(self.0))
+    }
+}
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -290,6 +323,22 @@ mod tests {
             ("2000000/s", "\"1000000/s\" or less"),
         ] {
             assert_eq!(parse_rate(text).map_err(|e| e.advice().to_owned()), Err(advice.to_owned()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_byte_rate_is_a_size_in_a_second() {
+        for (text, bytes) in [("256B/s", 256), ("1KiB/s", 1024), ("2 MB/s", 2_000_000), ("0B/s", 0)] {
+            assert_eq!(parse_byte_rate(text), Ok(ByteRate(bytes)), "{text}");
+        }
+        assert_eq!(ByteRate(1 << 20).to_string(), "1MiB/s");
+        for (text, advice) in [
+            ("256", "\"256B/s\""),
+            ("1KiB", "\"1KiB/s\""),
+            ("fast", "\"1KiB/s\""),
+            ("1/s", "a size and \"/s\", such as \"1KiB/s\""),
+        ] {
+            assert_eq!(parse_byte_rate(text).map_err(|e| e.advice().to_owned()), Err(advice.to_owned()), "{text}");
         }
     }
 }

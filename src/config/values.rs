@@ -6,7 +6,7 @@ use toml::de::DeValue;
 use super::mirror::{Listed, Shape, Value};
 use super::read::{At, Layer, Node, Reader};
 use super::report::{Code, Diagnostic, Span};
-use super::units::{self, ByteSize, Rate, UnitError};
+use super::units::{self, ByteRate, ByteSize, Rate, UnitError};
 
 impl Value for String {
     fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
@@ -135,6 +135,20 @@ impl Value for Rate {
 
     fn shape() -> Shape {
         Shape::Rate
+    }
+}
+
+impl Value for ByteRate {
+    fn read(node: Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
+        match node.value.get_ref() {
+            DeValue::String(text) => unit(units::parse_byte_rate(text), node, reader),
+            DeValue::Integer(number) => unit(units::parse_byte_rate(number.as_str()), node, reader),
+            _ => reader.wrong_kind(node, "a size in a second", "a number and a unit, such as \"1KiB/s\""),
+        }
+    }
+
+    fn shape() -> Shape {
+        Shape::ByteRate
     }
 }
 

@@ -466,13 +466,20 @@ pub struct Wire<S> {
     meter: RefCell<Meter>,
     excess: Cell<Option<Excess>>,
     has_reset: Cell<bool>,
+    /// What may still be read in this turn.
+    turn: Cell<usize>,
 }
+
+/// What is read of one connection before all others have had their turn. Our choice: a thousand small frames at most, or
+/// some dozens of requests, are a millisecond of work; h2 would read on for as long as more comes.
+const TURN: usize = 32 << 10;
 
 impl<S> Wire<S> {
     /// Counts what passes on `stream`.
     pub fn new(stream: S, head_bytes: usize) -> Rc<Self> {
         let meter = RefCell::new(Meter::new(head_bytes, Instant::now()));
-        Rc::new(Self { stream: RefCell::new(stream), meter, excess: Cell::new(None), has_reset: Cell::new(false) })
+        let (excess, has_reset, turn) = (Cell::new(None), Cell::new(false), Cell::new(TURN));
+        Rc::new(Self { stream: RefCell::new(stream), meter, excess, has_reset, turn })
     }
 
     /// The stream, for the last word.
@@ -498,6 +505,7 @@ impl<S> Wire<S> {
     /// Another turn of the connection's task begins.
     pub fn begin_turn(&self) {
         self.has_reset.set(false);
+        self.turn.set(TURN);
     }
 
     /// Whether the client has reset a stream in this turn.
@@ -537,8 +545,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         if let Some(excess) = wire.excess.get() {
             return Poll::Ready(Err(io::Error::other(excess)));
         }
+        if wire.turn.get() == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut *wire.stream.borrow_mut()).poll_read(cx, buffer))?;
+        wire.turn.set(wire.turn.get().saturating_sub(buffer.filled().len() - before));
         let judged = wire.meter.borrow_mut().came(&buffer.filled()[before..], Instant::now());
         Poll::Ready(match judged {
             Ok(has_reset) => {

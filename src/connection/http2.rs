@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{HeaderMap, Request, Response, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -74,6 +74,7 @@ where
     let service = service_fn(move |mut request: Request<Incoming>| {
         let pace = Rc::new(Pace::new(&held));
         opened.0.set(Some(Rc::clone(&pace)));
+        bound_fields(request.headers_mut(), bounds.head_fields);
         let carrier = Rc::new(Http2 {
             activity: Rc::clone(&of_requests),
             socket: of_streams.clone(),
@@ -147,6 +148,22 @@ where
                 Box::pin(farewell::close(wire.stream(), &socket, wire.goodbye(excess), true)).await;
                 Ending { kind: excess.kind(), why: format!("HTTP/2: {excess}"), answer: None, is_fault: true }
             }
+        }
+    }
+}
+
+/// Forgets most of what is far too much, before the request waits for its turn: HPACK makes a kilobyte into a hundred
+/// (CVE-2026-47774). What is left is still refused for its number.
+fn bound_fields(fields: &mut HeaderMap, most: usize) {
+    if fields.len() <= most {
+        return;
+    }
+    let mut name = None;
+    for (next, value) in std::mem::take(fields).into_iter().take(most + 1) {
+        // Only the first one of a name comes with it.
+        name = next.or(name);
+        if let Some(name) = &name {
+            fields.append(name.clone(), value);
         }
     }
 }

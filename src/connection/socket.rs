@@ -1,6 +1,6 @@
 //! The accepted socket, and the patience that we have with a client that takes no bytes.
 //!
-//! Below TLS and HTTP, so that neither can forget it: while a write waits, a deadline runs.
+//! Below TLS and HTTP, so that neither can forget it: while a write waits, a deadline runs, and a few bytes do not stop it.
 
 use std::io;
 use std::pin::Pin;
@@ -39,8 +39,8 @@ impl Socket {
 pub struct Patient {
     socket: Socket,
     state: Arc<State>,
-    /// Until when a write that waits may wait.
-    until: Option<Instant>,
+    /// Since when the client is behind, and what it has taken meanwhile.
+    behind: Option<(Instant, usize)>,
     alarm: Alarm,
 }
 
@@ -79,6 +79,12 @@ impl SocketHandle {
     }
 }
 
+/// What a client that is behind must take within the limit, as bytes. Our choice: what request bodies must come at by
+/// default, and no more than a frame of HTTP/2.
+fn enough(limit: Duration) -> usize {
+    usize::try_from(limit.as_secs() * 256).map_or(16 << 10, |enough| enough.clamp(1, 16 << 10))
+}
+
 fn millis(limit: Duration) -> u64 {
     u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
 }
@@ -87,27 +93,37 @@ impl Patient {
     /// Wraps a socket; the limit holds until a request sets another.
     pub fn new(socket: Socket, limit: Duration) -> (Self, SocketHandle) {
         let state = Arc::new(State { send_limit: AtomicU64::new(millis(limit)), ..State::default() });
-        (Self { socket, state: Arc::clone(&state), until: None, alarm: Alarm::default() }, SocketHandle(state))
+        (Self { socket, state: Arc::clone(&state), behind: None, alarm: Alarm::default() }, SocketHandle(state))
     }
 
     /// A write waits: it fails when it has waited too long.
     fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        let limit = || Duration::from_millis(self.state.send_limit.load(Ordering::Relaxed));
-        let until = *self.until.get_or_insert_with(|| Instant::now() + limit());
-        if !self.alarm.is_late(cx, until) {
+        let (since, _) = *self.behind.get_or_insert_with(|| (Instant::now(), 0));
+        if !self.alarm.is_late(cx, since + self.limit()) {
             return Poll::Pending;
         }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes")))
     }
 
-    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match written {
-            Poll::Pending => self.poll_patience(cx),
-            Poll::Ready(written) => {
-                self.until = None;
-                Poll::Ready(written)
-            }
+    /// After a write of `length` bytes.
+    fn judge(
+        &mut self,
+        cx: &mut Context<'_>,
+        length: usize,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Poll::Ready(written) = written else { return self.poll_patience(cx) };
+        if let (Some((since, taken)), Ok(count)) = (self.behind, &written) {
+            let taken = taken + count;
+            // A byte now and then is no progress: what waits would be held for as long as that goes on.
+            let is_enough = *count == length || taken >= enough(self.limit());
+            self.behind = (!is_enough).then_some((since, taken));
         }
+        Poll::Ready(written)
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_millis(self.state.send_limit.load(Ordering::Relaxed))
     }
 }
 
@@ -148,7 +164,7 @@ impl AsyncWrite for Patient {
             Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Socket::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         };
-        this.judge(cx, written)
+        this.judge(cx, bytes.len(), written)
     }
 
     fn poll_write_vectored(
@@ -165,7 +181,8 @@ impl AsyncWrite for Patient {
             Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
             Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
         };
-        this.judge(cx, written)
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        this.judge(cx, length, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,5 +199,44 @@ impl AsyncWrite for Patient {
             Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// How writing ends for a client that takes so many bytes each five seconds, at a limit of ten.
+    async fn taken_by(bytes: usize) -> io::Result<()> {
+        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+        let (mut patient, _handle) = Patient::new(Socket::Unix(ours), Duration::from_secs(10));
+        let writing = async {
+            for _ in 0..100 {
+                patient.write_all(&[0; 16 << 10]).await?;
+            }
+            Ok(())
+        };
+        let reading = async {
+            let mut buffer = vec![0; bytes];
+            loop {
+                sleep(Duration::from_secs(5)).await;
+                theirs.read_exact(&mut buffer).await.expect("more");
+            }
+        };
+        tokio::select! {
+            ended = writing => ended,
+            () = reading => Ok(()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_next_to_nothing_is_given_up() {
+        assert_eq!(taken_by(1).await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(taken_by(100).await.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        // The system reports room when most of its own buffer is free.
+        assert!(taken_by(200 << 10).await.is_ok(), "slow, and still there");
     }
 }

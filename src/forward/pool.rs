@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::link::Link;
+use crate::refusal::Failure;
 use crate::site::SiteTable;
 use crate::site::route::Action;
 use crate::site::upstream::{Endpoint, EndpointId};
@@ -30,10 +31,34 @@ pub struct Live {
     in_flight: Cell<usize>,
     /// Set after a connection failed: others are preferred until then.
     avoided_until: Cell<Option<Instant>>,
+    /// When it last answered.
+    answered: Cell<Option<Instant>>,
+    /// The last failure: when, and what was seen.
+    last_failure: RefCell<Option<(Instant, Box<str>)>>,
+    failures: RefCell<Vec<(Failure, u64)>>,
     /// Requests that are held for an upstream wait at its first endpoint.
     pub queue: Queue,
     /// TLS towards it, built at the first connection.
     pub tls: OnceCell<Arc<rustls::ClientConfig>>,
+}
+
+/// What one worker knows of one endpoint, as plain values for another thread.
+#[derive(Clone, Debug)]
+pub struct EndpointFacts {
+    /// Which.
+    pub identity: EndpointId,
+    /// Requests and tunnels there.
+    pub in_flight: usize,
+    /// Connections kept for the next request.
+    pub idle: usize,
+    /// Requests that wait for its return.
+    pub held: usize,
+    /// When it last answered.
+    pub answered: Option<Instant>,
+    /// The last failure: when, and what was seen.
+    pub last_failure: Option<(Instant, Box<str>)>,
+    /// Failures by how.
+    pub failures: Vec<(Failure, u64)>,
 }
 
 #[derive(Debug)]
@@ -46,8 +71,20 @@ struct Idle {
 /// thousand must not storm a gateway that is about to start.
 #[derive(Debug, Default)]
 pub struct Queue {
+    waiting: Cell<usize>,
     next_turn: Cell<Option<Instant>>,
     is_back: Notify,
+}
+
+/// Counts one request that is held until it is dropped.
+#[derive(Debug)]
+pub struct Held(Rc<Live>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let waiting = &self.0.queue.waiting;
+        waiting.set(waiting.get().saturating_sub(1));
+    }
 }
 
 impl Queue {
@@ -93,6 +130,11 @@ impl Pool {
         let live = Rc::new(Live::default());
         self.endpoints.borrow_mut().insert(endpoint.identity, Rc::clone(&live));
         live
+    }
+
+    /// What is known of all endpoints that were used.
+    pub fn facts(&self) -> Vec<EndpointFacts> {
+        self.endpoints.borrow().iter().map(|(identity, live)| live.facts(*identity)).collect()
     }
 
     /// Drops the idle connections of endpoints that no site names any more, and those too old.
@@ -161,6 +203,39 @@ impl Live {
     pub fn enter(self: &Rc<Self>) -> InFlight {
         self.in_flight.set(self.in_flight.get() + 1);
         InFlight(Rc::clone(self))
+    }
+
+    /// Counts one more that is held for its return.
+    pub fn hold(self: &Rc<Self>) -> Held {
+        self.queue.waiting.set(self.queue.waiting.get() + 1);
+        Held(Rc::clone(self))
+    }
+
+    /// Notes that it has answered.
+    pub fn succeeded(&self, now: Instant) {
+        self.answered.set(Some(now));
+    }
+
+    /// Counts a failure.
+    pub fn failed(&self, failure: Failure, detail: &str) {
+        self.last_failure.replace(Some((Instant::now(), detail.into())));
+        let mut failures = self.failures.borrow_mut();
+        match failures.iter_mut().find(|(known, _)| *known == failure) {
+            Some((_, count)) => *count += 1,
+            None => failures.push((failure, 1)),
+        }
+    }
+
+    fn facts(&self, identity: EndpointId) -> EndpointFacts {
+        EndpointFacts {
+            identity,
+            in_flight: self.in_flight.get(),
+            idle: self.idle.borrow().len(),
+            held: self.queue.waiting.get(),
+            answered: self.answered.get(),
+            last_failure: self.last_failure.borrow().clone(),
+            failures: self.failures.borrow().clone(),
+        }
     }
 
     /// Notes that the endpoint could not be reached.

@@ -84,11 +84,18 @@ pub enum How {
 }
 
 /// Joins two streams until both directions have ended, one of them breaks, both are silent for
-/// `idle`, or the drain cuts the tunnels. Both streams are closed when it resolves.
+/// `idle`, or the drain cuts the tunnels. Both streams are closed when it resolves. `watch` hears how many
+/// bytes have come from the client and from the upstream, whenever that has changed.
 ///
 /// It wants a task of its own, so that nothing of the connection which it came from stays in
 /// memory. Dropping it closes both streams at once.
-pub fn join<D, U>(downstream: End<D>, upstream: End<U>, idle: Duration, drain: &Drain) -> impl Future<Output = Outcome>
+pub fn join<D, U>(
+    downstream: End<D>,
+    upstream: End<U>,
+    idle: Duration,
+    drain: &Drain,
+    watch: impl Fn(u64, u64),
+) -> impl Future<Output = Outcome>
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -97,7 +104,7 @@ where
     // them into, which would double the streams in every tunnel's memory.
     let mut tunnel = Tunnel::new(downstream, upstream);
     async move {
-        match tunnel.relay(idle, drain).await {
+        match tunnel.relay(idle, drain, watch).await {
             Stop::Ended => {}
             Stop::Broken(side) => tunnel.finish_after_break(side).await,
             Stop::Idle => {
@@ -174,7 +181,7 @@ where
     }
 
     /// Relays until something ends it.
-    async fn relay(&mut self, idle: Duration, drain: &Drain) -> Stop {
+    async fn relay(&mut self, idle: Duration, drain: &Drain, watch: impl Fn(u64, u64)) -> Stop {
         // A century: so that no configured duration overflows the clock.
         let idle = idle.min(Duration::from_secs(100 * 365 * 86_400));
         let mut cut = pin!(drain.reached(Phase::CutTunnels));
@@ -187,6 +194,7 @@ where
             let polled = self.poll_lanes(cx);
             if self.has_moved() {
                 self.active = Instant::now();
+                watch(self.to_upstream.bytes, self.to_client.bytes);
             }
             if polled.is_ready() {
                 return polled;
@@ -354,13 +362,33 @@ where
     Some(close)
 }
 
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Side {
+    /// The word in records and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Client => "client",
             Self::Upstream => "upstream",
             Self::Edge => "edge",
-        })
+        }
+    }
+}
+
+impl How {
+    /// The word in metrics: the kind alone, because a close frame says whatever its sender likes.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Close(_) => "close",
+            Self::Fin => "fin",
+            Self::Reset => "reset",
+            Self::Idle => "idle",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -368,10 +396,7 @@ impl fmt::Display for How {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Close(close) => close.fmt(f),
-            Self::Fin => f.write_str("fin"),
-            Self::Reset => f.write_str("reset"),
-            Self::Idle => f.write_str("idle"),
-            Self::Drain => f.write_str("drain"),
+            Self::Fin | Self::Reset | Self::Idle | Self::Drain => f.write_str(self.kind()),
         }
     }
 }

@@ -67,13 +67,13 @@ impl BindError {
                  ports above 1023 need neither",
             ),
             (ListenAddr::Tcp(address), io::ErrorKind::AddrInUse) => format!(
-                "another program listens there: `ss -ltnp 'sport = :{}'` names it; stop it, or choose another address in [listen]",
+                "another program listens there: `ss -ltnp 'sport = :{}'` names it; stop it, or choose another address in the configuration",
                 address.port()
             ),
             (ListenAddr::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
                 String::from("no interface of this machine has this address: `ip address` lists those that exist")
             }
-            (ListenAddr::Tcp(_), _) => String::from("check the address in [listen]"),
+            (ListenAddr::Tcp(_), _) => String::from("check the address in the configuration"),
             (ListenAddr::Unix(path), io::ErrorKind::AddrInUse) => {
                 format!(
                     "a program answers on {}, or it is no socket: stop the program, or remove the file",

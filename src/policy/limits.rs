@@ -102,10 +102,10 @@ impl<T> Default for Shelf<T> {
 }
 
 impl<T> Shelf<T> {
-    /// The state of a rule; `make` makes it at the first use.
-    fn of(&self, id: RuleId, make: impl Fn() -> T) -> Arc<T> {
+    /// Asks the state of a rule; `make` makes it at the first use.
+    fn ask<R>(&self, id: RuleId, make: impl Fn() -> T, question: impl FnOnce(&T) -> R) -> R {
         if let Some(found) = self.0.load().get(&id) {
-            return Arc::clone(found);
+            return question(found);
         }
         let made = Arc::new(make());
         self.0.rcu(|map| {
@@ -114,7 +114,8 @@ impl<T> Shelf<T> {
             map.entry(id).or_insert_with(|| Arc::clone(&made));
             map
         });
-        self.0.load().get(&id).map_or(made, Arc::clone)
+        let map = self.0.load();
+        question(map.get(&id).unwrap_or(&made))
     }
 
     /// Drops what no rule needs.
@@ -136,8 +137,8 @@ impl Limits {
     /// # Errors
     /// When it is used up.
     pub fn take(&self, rule: &RateRule, what: Excess, asks: &Asks<'_>) -> Result<(), Refusal> {
-        let limiter = self.limiters.of(rule.name.id, || Limiter::new(rule));
-        limiter.take(self.key(&rule.per, asks)).map_err(|wait| {
+        let key = self.key(&rule.per, asks);
+        self.limiters.ask(rule.name.id, || Limiter::new(rule), |limiter| limiter.take(key)).map_err(|wait| {
             let quota = Quota { count: rule.count.get(), seconds: rule.period.as_secs() };
             limited(&rule.name, what, seconds(wait), Some(quota))
         })
@@ -163,20 +164,22 @@ impl Limits {
     /// # Errors
     /// When it is.
     pub fn admit(&self, rule: &LockoutRule, guest: Guest) -> Result<(), Refusal> {
-        let lockout = self.lockouts.of(rule.name.id, || Lockout::new(rule));
-        let admitted = lockout.admit(Key::of_guest(guest));
+        let key = Key::of_guest(guest);
+        let admitted = self.lockouts.ask(rule.name.id, || Lockout::new(rule), |lockout| lockout.admit(key));
         admitted.map_err(|wait| limited(&rule.name, Excess::Failures, seconds(wait), None))
     }
 
     /// A client has failed to log in.
     pub fn failed(&self, rule: &LockoutRule, guest: Guest) {
-        let is_out = self.lockouts.of(rule.name.id, || Lockout::new(rule)).failed(Key::of_guest(guest));
+        let key = Key::of_guest(guest);
+        let is_out = self.lockouts.ask(rule.name.id, || Lockout::new(rule), |lockout| lockout.failed(key));
         tracing::debug!(event = "failed_auth", ?guest, limit = &*rule.name.name, is_out, "a login failed");
     }
 
     /// What a client did was no failure after all.
     pub fn absolve(&self, rule: &LockoutRule, guest: Guest) {
-        self.lockouts.of(rule.name.id, || Lockout::new(rule)).absolve(Key::of_guest(guest));
+        let key = Key::of_guest(guest);
+        self.lockouts.ask(rule.name.id, || Lockout::new(rule), |lockout| lockout.absolve(key));
     }
 
     /// Takes a place among the tunnels of a rule.
@@ -203,7 +206,7 @@ impl Limits {
 
     fn enter(&self, rule: &CountRule, key: Option<Key>) -> Result<Hold, Full> {
         let make = || Named { name: rule.name.clone(), tally: Arc::default() };
-        self.tallies.of(rule.name.id, make).tally.enter(key, rule.per_client, rule.total)
+        self.tallies.ask(rule.name.id, make, |named| named.tally.enter(key, rule.per_client, rule.total))
     }
 
     /// Takes a place for a client's connection, before anything is known of what it is for.
@@ -341,5 +344,78 @@ pub async fn tidy(limits: Arc<Limits>, snapshot: Arc<Snapshot>) {
         let _ = timeout(EVERY, changes.changed()).await;
         limits.forget();
         limits.retain(&snapshot.current().table);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::compile_text;
+
+    fn table(text: &str) -> SiteTable {
+        compile_text("test", text).map_err(|report| report.to_text(false)).expect("no faults").table
+    }
+
+    const FILE: &str = "[limits.api]\nrequests = { rate = \"1/h\" }\nfailed_auth = { max = 1 }\n\
+        [sites.\"a.test\"]\nrespond = { body = \"ok\" }\nlimits = \"api\"\n\
+        [sites.\"b.test\"]\nrespond = { body = \"ok\" }\nlimits = { tunnels = { total = 1 }, connections = { total = 1 } }\n";
+
+    fn rules(table: &SiteTable, host: &str) -> crate::site::limit::Limiters {
+        let site = table.find(host).expect("a site").site;
+        let route = site.routes.iter().next().expect("a route");
+        (**route.limiters.as_ref().expect("limits")).clone()
+    }
+
+    /// What `tidegate status` and metrics show, and that a reload drops only what no rule needs.
+    #[tokio::test]
+    async fn facts_are_by_limiter_and_outlive_reloads() {
+        let (limits, first) = (Limits::default(), table(FILE));
+        let (api, other) = (rules(&first, "a.test"), rules(&first, "b.test"));
+        let fields = HeaderMap::new();
+        let asks = Asks { guest: Guest::Local, site: "a.test", fields: &fields };
+        let take = |rules: &crate::site::limit::Limiters| {
+            limits.take(rules.requests.as_ref().expect("a rate"), Excess::Requests, &asks)
+        };
+        assert_eq!(take(&api), Ok(()));
+        let refusal = take(&api).expect_err("one an hour");
+        assert_eq!((refusal.code(), refusal.limit()), ("E429-rate", Some("api")));
+        limits.failed(api.failed_auth.as_ref().expect("a lockout"), Guest::Unknown);
+        let place = limits.enter_tunnel(other.tunnels.as_ref().expect("a count"), Guest::Local).expect("a place");
+        let site = Arc::from("b.test");
+        let counted = limits.count_tunnel(&site);
+        let seen = |limits: &Limits| {
+            let fact = |f: LimitFacts| (f.kind, f.name.to_string(), f.place.to_string(), f.refused, f.held);
+            limits.facts().into_iter().map(fact).collect::<Vec<_>>()
+        };
+        let of =
+            |kind, name: &str, place: &str, refused, held| (kind, name.to_owned(), place.to_owned(), refused, held);
+        let process = of("connections", "process", "[process]", 0, 0);
+        let all = [
+            process.clone(),
+            of("failed_auth", "api", "[limits.api]", 0, 1),
+            of("requests", "api", "[limits.api]", 1, 1),
+            of("tunnels", "tunnels", "site \"b.test\"", 0, 1),
+        ];
+        assert_eq!(seen(&limits), all);
+        assert_eq!(limits.open_facts(), [OpenFacts { site, connections: 0, tunnels: 1 }]);
+
+        let again = table(&FILE.replace("body = \"ok\"", "body = \"other\""));
+        limits.retain(&again);
+        assert_eq!(seen(&limits), all, "the same rules");
+        assert!(take(&rules(&again, "a.test")).is_err());
+        // What is open is counted to its end, even if no rule is left.
+        let none = table("[sites.\"a.test\"]\nrespond = { body = \"ok\" }\n");
+        limits.retain(&none);
+        assert_eq!(seen(&limits), [process.clone(), all[3].clone()]);
+        drop((place, counted));
+        limits.retain(&none);
+        assert_eq!((seen(&limits), limits.open_facts()), (vec![process], vec![]));
+    }
+
+    #[test]
+    fn a_time_to_come_back_is_whole_seconds() {
+        for (millis, expected) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (59_999, 60)] {
+            assert_eq!(seconds(Duration::from_millis(millis)), expected, "{millis}");
+        }
     }
 }

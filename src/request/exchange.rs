@@ -21,6 +21,7 @@ use crate::addr::ClientAddr;
 use crate::body::{BodyError, Meter};
 use crate::drain::{Guard, Work};
 use crate::forward::Answer;
+use crate::metrics::Ended;
 use crate::policy::count::Hold;
 use crate::policy::headers::{self, Values};
 use crate::policy::trust;
@@ -49,10 +50,10 @@ pub struct Exchange {
     pub route: Option<Arc<Route>>,
     /// Who asks; the peer until the hops have been judged.
     pub client: Option<ClientAddr>,
-    /// What is known of who asks, where the edge has found it out.
-    pub admission: Option<Box<Admission>>,
     /// Its place among the tunnels that are counted, until the tunnel takes it over.
     pub tunnel_place: Option<Hold>,
+    /// What is known of who asks, where the edge has found it out.
+    pub admission: Option<Box<Admission>>,
     /// The request body's meter, if it has a body.
     pub request_meter: Option<Rc<Meter>>,
     /// What only the record needs.
@@ -63,7 +64,7 @@ pub struct Exchange {
 /// What only the record needs.
 #[derive(Debug)]
 pub struct Notes {
-    /// Read only for a record, as the other times here.
+    /// Looked at only for a record or a metric, as the other times here.
     begun: Option<Instant>,
     /// The method, as sent.
     pub method: Method,
@@ -129,7 +130,7 @@ impl Exchange {
         let keep = |name| fields.get(name).filter(|_| is_on).cloned();
         let authority = || head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
         let notes = Notes {
-            begun: is_on.then(Instant::now),
+            begun: (is_on || parts.metrics.is_timed()).then(Instant::now),
             method: head.method.clone(),
             uri: head.uri.clone(),
             host: fields.get(HOST).cloned().or_else(authority),
@@ -167,8 +168,8 @@ impl Exchange {
             generation,
             site: None,
             route: None,
-            admission: None,
             tunnel_place: None,
+            admission: None,
             request_meter: None,
             notes,
         })
@@ -322,7 +323,7 @@ impl Exchange {
     /// The response body broke off.
     pub fn aborted(&mut self, error: &BodyError) {
         self.notes.end = End::Aborted(match error {
-            BodyError::Stalled => "idle",
+            BodyError::Stalled | BodyError::TooSlow => "idle",
             BodyError::TooLarge | BodyError::Broken(_) | BodyError::Storage(_) => "upstream",
         });
     }
@@ -332,7 +333,34 @@ impl Exchange {
         self.notes.refusal == Some(Refusal::BadBody)
     }
 
-    fn write_record(&self) {
+    /// Counts it. No lock, no memory: every request pays for this.
+    fn count(&self, total: Option<Duration>) {
+        let notes = &self.notes;
+        let ended = Ended {
+            status: notes.status.unwrap_or(client_left()).as_u16(),
+            is_by_upstream: notes.is_by_endpoint,
+            code: notes.refusal.as_ref().map(Refusal::code),
+            aborted: self.aborted_by(),
+            head: notes.head_time,
+            upstream: notes.upstream_time,
+            total,
+            bytes_in: self.request_meter.as_ref().map_or(0, |meter| meter.bytes()),
+            bytes_out: notes.bytes_out,
+        };
+        self.parts.metrics.request(self.site.as_ref(), self.route.as_ref(), &ended);
+    }
+
+    /// Who ended it before its end.
+    fn aborted_by(&self) -> Option<&'static str> {
+        match self.notes.end {
+            _ if self.has_client_left() => Some("client"),
+            End::Open => Some("client"),
+            End::Complete => None,
+            End::Aborted(by) => Some(by),
+        }
+    }
+
+    fn write_record(&self, total: Option<Duration>) {
         let log = &self.parts.log;
         if !log.is_on() {
             return;
@@ -378,18 +406,13 @@ impl Exchange {
                 head: notes.head_time,
                 held: notes.held,
                 upstream: notes.upstream_time,
-                total: notes.begun.map_or(Duration::ZERO, |begun| begun.elapsed()) + notes.head_time,
+                total: total.unwrap_or_default(),
             },
             bytes: Amounts {
                 inbound: self.request_meter.as_ref().map_or(0, |meter| meter.bytes()),
                 outbound: notes.bytes_out,
             },
-            aborted: match notes.end {
-                _ if self.has_client_left() => Some("client"),
-                End::Open => Some("client"),
-                End::Complete => None,
-                End::Aborted(by) => Some(by),
-            },
+            aborted: self.aborted_by(),
             generation: self.generation.number,
         });
     }
@@ -420,7 +443,9 @@ impl Drop for Exchange {
         self.carrier.ended();
         // Whoever reads the record may rely on it.
         self.tunnel_place = None;
-        self.write_record();
+        let total = self.notes.begun.map(|begun| begun.elapsed() + self.notes.head_time);
+        self.count(total);
+        self.write_record(total);
     }
 }
 

@@ -5,6 +5,7 @@
 //! `Sec-WebSocket-Accept`. Until then every byte is HTTP. Any other upgrade is dropped and the
 //! request served as an ordinary one (RFC 9110 7.8 allows it).
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,13 +22,16 @@ use super::exchange::Exchange;
 use super::reply::{self, Reply};
 use super::{ClientSide, Parts, Places, target};
 use crate::access_log::{Amounts, TunnelRecord};
-use crate::addr::{ClientAddr, PeerAddr};
+use crate::addr::PeerAddr;
 use crate::body::Body;
 use crate::drain::{Guard, Work};
 use crate::forward::Answer;
 use crate::forward::connect::EndpointStream;
 use crate::forward::pool::InFlight;
 use crate::forward::tunnel::{self, End, How, Outcome, Side};
+use crate::metrics::EndedTunnel;
+use crate::metrics::sheet::SiteSheet;
+use crate::metrics::tunnels::OpenTunnel;
 use crate::policy::count::Hold;
 use crate::refusal::{Failure, Refusal};
 use crate::site::access::Guest;
@@ -177,13 +181,11 @@ pub fn conclude(
 /// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
 /// header value would keep the whole head in memory for days.
 struct Ticket {
-    /// Its number alone: a tunnel of days must not keep a whole old configuration in memory.
-    generation: u64,
     parts: Rc<Parts>,
-    client: Option<ClientAddr>,
-    peer: PeerAddr,
     idle: Duration,
-    site: Arc<str>,
+    /// What `tidegate status` shows of it.
+    open: Rc<OpenTunnel>,
+    sheet: Arc<SiteSheet>,
     texts: Box<Texts>,
     /// Where a login that fails is counted.
     lockout: Option<(Arc<LockoutRule>, Guest)>,
@@ -196,15 +198,12 @@ struct Ticket {
 
 /// Texts for the record.
 struct Texts {
-    id: Box<str>,
     host: Option<HeaderValue>,
     target: Box<str>,
     agent: Option<HeaderValue>,
     origin: Option<HeaderValue>,
-    upstream: Arc<str>,
     via_port: Option<u16>,
     via: Option<PeerAddr>,
-    over: &'static str,
 }
 
 impl Ticket {
@@ -213,23 +212,30 @@ impl Ticket {
         let owned = |value: Option<&HeaderValue>| HeaderValue::from_bytes(value?.as_bytes()).ok();
         let notes = &exchange.notes;
         let texts = Texts {
-            id: exchange.id.to_str().unwrap_or_default().into(),
             host: owned(notes.host.as_ref()),
             target: target(&notes.uri).into(),
             agent: owned(notes.agent.as_ref()),
             origin: owned(notes.origin.as_ref()),
-            upstream,
             via_port,
             via: exchange.connection.via,
-            over: if exchange.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
         };
-        Some(Self {
-            generation: exchange.generation.number,
-            parts: Rc::clone(&exchange.parts),
+        let open = OpenTunnel {
+            id: exchange.id.to_str().unwrap_or_default().into(),
+            site: Arc::clone(&exchange.site.as_ref()?.label),
             client: exchange.client,
             peer: exchange.connection.peer,
+            upstream,
+            over: if exchange.carrier.version() == Version::HTTP_2 { "h2" } else { "h1" },
+            opened: SystemTime::now(),
+            // Its number alone: a tunnel of days must not keep a whole old configuration in memory.
+            generation: exchange.generation.number,
+            bytes: Cell::default(),
+        };
+        Some(Self {
+            parts: Rc::clone(&exchange.parts),
             idle: exchange.route.as_ref()?.timeouts.idle,
-            site: Arc::clone(&exchange.site.as_ref()?.label),
+            open: Rc::new(open),
+            sheet: exchange.parts.metrics.site(exchange.site.as_ref()),
             lockout: exchange.lockout().map(|rule| (Arc::clone(rule), exchange.guest())),
             texts: Box::new(texts),
             _guard: exchange.parts.drain.guard(Work::Tunnel),
@@ -244,44 +250,59 @@ impl Ticket {
 
     /// Joins the two sides when the client's has switched too, and writes the record when they have ended.
     async fn run(mut self, client_side: ClientSide, endpoint_side: End<EndpointStream>) {
-        let opened = SystemTime::now();
         // It may have gone away with the 101 on its way; the request's record says so.
         let Some(client_side) = client_side.await else { return };
-        let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain).await;
+        self.sheet.tunnels.add(1);
+        let listed = self.parts.metrics.tunnels.enter(Rc::clone(&self.open));
+        let watch = |inbound, outbound| self.open.bytes.set((inbound, outbound));
+        let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain, watch).await;
         if let Some((rule, guest)) = self.lockout.as_ref().filter(|_| is_failed_login(&outcome)) {
             self.parts.limits.failed(rule, *guest);
         }
         // Whoever reads the record may rely on them.
         self.places = (None, None, None);
-        self.write_record(opened, &outcome);
+        drop(listed);
+        self.count(&outcome);
+        self.write_record(&outcome);
     }
 
-    fn write_record(&self, opened: SystemTime, outcome: &Outcome) {
+    fn count(&self, outcome: &Outcome) {
+        self.sheet.tunnel(&EndedTunnel {
+            ended_by: outcome.ended_by.as_str(),
+            how: outcome.how.kind(),
+            lasted: outcome.lasted,
+            idle: outcome.idle,
+            bytes_in: outcome.bytes_in,
+            bytes_out: outcome.bytes_out,
+        });
+    }
+
+    fn write_record(&self, outcome: &Outcome) {
         if !self.parts.log.is_on() {
             return;
         }
-        let texts = &self.texts;
+        let (texts, open) = (&self.texts, &self.open);
         self.parts.log.tunnel(&TunnelRecord {
-            id: &texts.id,
-            site: Some(&self.site),
-            client: self.client,
-            peer: self.peer,
+            id: &open.id,
+            site: Some(&open.site),
+            client: open.client,
+            peer: open.peer,
             via: texts.via,
-            over: texts.over,
+            over: open.over,
             host: texts.host.as_ref(),
             target: &texts.target,
             ua: texts.agent.as_ref(),
             origin: texts.origin.as_ref(),
-            upstream: Some(&texts.upstream),
+            upstream: Some(&open.upstream),
             via_port: texts.via_port,
-            opened,
+            opened: open.opened,
             lasted: outcome.lasted,
             frames: Amounts { inbound: outcome.frames_in, outbound: outcome.frames_out },
             bytes: Amounts { inbound: outcome.bytes_in, outbound: outcome.bytes_out },
-            ended_by: &outcome.ended_by.to_string(),
+            ended_by: outcome.ended_by.as_str(),
             how: &outcome.how.to_string(),
             idle: outcome.idle,
-            generation: self.generation,
+            generation: open.generation,
         });
     }
 }

@@ -14,7 +14,7 @@ use super::fault::StartError;
 use crate::addr::ListenAddr;
 use crate::listen::bind::{self, Adopted, BindError, Opened};
 use crate::site::{Role, SiteTable};
-use crate::worker::{Command, DoorId, Worker};
+use crate::worker::{Command, DoorId, Ear, Worker};
 
 /// All workers, and the addresses on which each of them accepts.
 #[derive(Debug, Default)]
@@ -157,6 +157,11 @@ impl Doors {
             }
         }
         true
+    }
+
+    /// Ways to ask the workers.
+    pub(super) fn ears(&self) -> Vec<Ear> {
+        self.workers.iter().map(Worker::ear).collect()
     }
 
     /// Stops all workers; their threads are handed back to be joined.

@@ -75,6 +75,17 @@ impl Log {
         self.panics.load(Ordering::Relaxed)
     }
 
+    /// The same, for somebody who looks later.
+    pub fn panic_count(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.panics)
+    }
+
+    /// Tells how many lines were lost, to somebody who looks later.
+    pub fn lost_lines(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let sink = Arc::clone(&self.sink);
+        move || sink.dropped.load(Ordering::Relaxed)
+    }
+
     /// Sets level and form.
     pub fn configure(&self, policy: &LogPolicy) {
         let level = match policy.level {

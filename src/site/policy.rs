@@ -3,7 +3,7 @@
 //! No behaviour beyond small claims about the data itself; `policy/`, `forward` and `request` act
 //! on it. Every value here is already valid: `config::compile` is the only place that makes one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
-use crate::addr::PeerAddr;
+use crate::addr::{ListenAddr, PeerAddr};
 
 /// A list of networks. Linear search: measured faster than a trie below some fifty entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,8 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Largest request body in bytes.
     pub body: u64,
+    /// Bytes a second that a request body must come at in the long run; 0 for any.
+    pub body_rate: u64,
     /// Largest request head in bytes: target, names and values.
     pub header_bytes: usize,
     /// Largest number of request header fields, each cookie crumb counted.
@@ -92,7 +94,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 20 << 20, header_bytes: 32 << 10, headers: 100 }
+        Self { body: 20 << 20, body_rate: 256, header_bytes: 32 << 10, headers: 100 }
     }
 }
 
@@ -292,4 +294,27 @@ pub enum CertificateSource {
         /// The private key.
         key: PathBuf,
     },
+}
+
+/// What may be asked about the edge itself, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminPolicy {
+    /// Where status, metrics and health are served.
+    pub listen: AdminListen,
+    /// Where metrics alone are served.
+    pub metrics: Vec<SocketAddr>,
+    /// The path that load balancers may ask for on every listener.
+    pub health: Option<Box<str>>,
+}
+
+/// Where status, metrics and health are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AdminListen {
+    /// In the runtime directory, or in `storage`.
+    #[default]
+    Usual,
+    /// There: a unix socket or a loopback address.
+    At(ListenAddr),
+    /// Nowhere.
+    Off,
 }

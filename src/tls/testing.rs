@@ -86,6 +86,7 @@ pub(super) fn table(storage: &Path, unknown_sni: UnknownSni, sites: Vec<Site>) -
         trust: Trust::default(),
         unknown_sni,
         log,
+        admin: crate::site::policy::AdminPolicy::default(),
         process,
         acme: std::sync::Arc::default(),
         storage: storage.to_owned(),

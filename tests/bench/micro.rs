@@ -27,6 +27,8 @@ use tidegate::addr::{ClientAddr, HostBuffer, HostName, split_authority};
 use tidegate::forward::tunnel::frames::{self, Sender};
 use tidegate::framing::rest::Piece;
 use tidegate::framing::{self, Body, Follower};
+use tidegate::metrics::sums::Sums;
+use tidegate::metrics::{Ended, Metrics};
 use tidegate::policy::headers::{self, Edge};
 use tidegate::policy::{self, trust};
 use tidegate::refusal::{self, Asker, Failure, Refusal};
@@ -59,6 +61,8 @@ const BENCHMARKS: &[Benchmark] = &[
     ("framing.head", framing_head),
     ("framing.chunks", framing_chunks),
     ("frames.small", frames_small),
+    ("metrics.request", metrics_request),
+    ("metrics.refusal", metrics_refusal),
     ("record.request", |rounds| record_request(rounds, "/assets/index-4f2a9c.js", "/assets/index-4f2a9c.js\"")),
     ("record.secret", |rounds| record_request(rounds, "/chat?session=main&token=4f1e8a77c2", "/chat?session=~")),
     ("record.tunnel", record_tunnel),
@@ -359,6 +363,43 @@ fn frames_small(rounds: Rounds) {
 // Records and refusals.
 
 /// Makes records of a request; `shown` is what its target looks like in them.
+/// What every request pays for being counted, times included.
+fn metrics_request(rounds: Rounds) {
+    let ended = ended(200, None);
+    count_metrics(rounds, &ended, |sums| sums.requests_of(GATEWAY)[1]);
+}
+
+/// The same for a refusal, whose code is looked up.
+fn metrics_refusal(rounds: Rounds) {
+    let ended = ended(404, Some("E404-route"));
+    count_metrics(rounds, &ended, |sums| sums.requests_of(GATEWAY)[3]);
+}
+
+fn ended(status: u16, code: Option<&'static str>) -> Ended {
+    Ended {
+        status,
+        is_by_upstream: code.is_none(),
+        code,
+        aborted: None,
+        head: Duration::from_micros(40),
+        upstream: Some(Duration::from_micros(1_840)),
+        total: Some(Duration::from_micros(2_310)),
+        bytes_in: 0,
+        bytes_out: 18_344,
+    }
+}
+
+fn count_metrics(rounds: Rounds, ended: &Ended, counted: impl Fn(&Sums) -> u64) {
+    let table = table();
+    let metrics = Metrics::new();
+    let meters = metrics.worker();
+    meters.follow(&table);
+    let site = table.sites().iter().find(|site| *site.label == *GATEWAY).expect("in the table's text");
+    let route = site.routes.iter().last().expect("every site has a route");
+    let work = |(): &mut ()| meters.request(Some(site), Some(route), black_box(ended));
+    rounds.count(|| (), work, |_, ()| assert_eq!(counted(&metrics.sums()), 1, "the first request"));
+}
+
 fn record_request(rounds: Rounds, target: &str, shown: &str) {
     let fields = browser_fields();
     let peer = peer_of("198.51.100.7:50122");

@@ -189,13 +189,13 @@ async fn a_budget_is_per_header_or_per_site() {
     let edge = Edge::start(&format!("{TRUST}{}", site_with("a.test", &upstream, &lines))).await;
     let mut wire = edge.h1("a.test").await;
     for (client, lines, expected) in [
-        ("198.51.100.7", "X-Key: one\r\n", 200),
-        ("198.51.100.8", "X-Key: one\r\n", 429),
-        ("198.51.100.8", "X-Key: two\r\n", 200),
-        ("198.51.100.8", "x-key: two\r\n", 429),
+        ("198.51.100.7", "X-Key: key-one\r\n", 200),
+        ("198.51.100.8", "X-Key: key-one\r\n", 429),
+        ("198.51.100.8", "X-Key: key-two\r\n", 200),
+        ("198.51.100.8", "x-key: key-two\r\n", 429),
         // A second field does not hide behind the first.
-        ("198.51.100.8", "X-Key: two\r\nX-Key: three\r\n", 200),
-        ("198.51.100.8", "X-Key: two\r\nX-Key: three\r\n", 429),
+        ("198.51.100.8", "X-Key: key-two\r\nX-Key: key-three\r\n", 200),
+        ("198.51.100.8", "X-Key: key-two\r\nX-Key: key-three\r\n", 429),
         ("198.51.100.7", "", 200),
         ("198.51.100.7", "X-Key:\r\n", 429),
         ("198.51.100.9", "", 200),
@@ -206,7 +206,7 @@ async fn a_budget_is_per_header_or_per_site() {
     assert_eq!(status(&mut wire, &from("198.51.100.7", "/all")).await, 200);
     assert_eq!(status(&mut wire, &from("198.51.100.8", "/all")).await, 200);
     assert_eq!(status(&mut wire, &from("198.51.100.9", "/all")).await, 429);
-    assert!(!edge.stdout().contains("X-Key"), "no value of a header reaches the log");
+    assert!(!edge.stdout().contains("key-"), "no value of a header reaches the log");
 }
 
 /// G-19: new tunnels have a rate of their own, before the gateway is asked; a set may hold both, under one name.

@@ -152,6 +152,69 @@ async fn a_body_without_progress_is_408() {
     assert!(!seen.is_complete, "the upstream sees that the request broke off");
 }
 
+/// SECURITY.md 5 (slow bodies): a byte now and then does not keep a place for ever, over both protocols, collected or
+/// streamed; the refusal says which limit it was.
+#[tokio::test]
+async fn a_body_that_trickles_is_408() {
+    let upstream = Upstream::echo().await;
+    for line in ["", "collect_request = true\n"] {
+        let lines = format!("{line}timeouts = {{ request_body = \"600ms\" }}");
+        let edge = Edge::start(&site_with("a.test", &upstream, &lines)).await;
+        let started = Instant::now();
+        let mut wire = edge.h1("a.test").await;
+        wire.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100\r\n\r\n").await;
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        let mut count = 0;
+        while wire.try_send("x").await.is_ok() && count < 50 && wire.buffered().is_empty() {
+            tokio::select! {
+                _ = ticks.tick() => count += 1,
+                _ = wire.fill() => {}
+            }
+        }
+        let reply = wire.reply().await;
+        assert!(reply.status == 408 && reply.is_by_edge(), "{}", reply.status);
+        assert!(started.elapsed() < Duration::from_secs(5), "the limit moved");
+        let record = edge.record_where("a slow body", |record| record["status"] == 408).await;
+        assert_eq!(record["code"], "E408-body-rate");
+        let mut h2 = edge.h2("a.test").await;
+        let request = http::Request::post("https://a.test/").header("content-length", 100).body(()).unwrap();
+        let (response, mut body) = h2.open(request, false).await.expect("a stream");
+        let trickle = async {
+            loop {
+                ticks.tick().await;
+                if body.send_data("x".into(), false).is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            answer = within("an answer", response) => assert_eq!(answer.expect("an answer").status(), 408),
+            () = trickle => {}
+        }
+    }
+}
+
+/// N-13: what streams without a length may have little to say for long; what is slow and honest arrives.
+#[tokio::test]
+async fn a_slow_stream_without_a_length_is_no_slow_body() {
+    let upstream = Upstream::echo().await;
+    let lines = "timeouts = { request_body = \"600ms\" }\nlimits = { body_rate = \"100B/s\" }";
+    let edge = Edge::start(&site_with("a.test", &upstream, lines)).await;
+    let mut chunked = edge.h1("a.test").await;
+    chunked.send("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let mut announced = edge.h1("a.test").await;
+    announced.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 400\r\n\r\n").await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    for _ in 0..10 {
+        ticks.tick().await;
+        chunked.send("1\r\nx\r\n").await;
+        announced.send([b'y'; 40]).await;
+    }
+    chunked.send("0\r\n\r\n").await;
+    assert_eq!(chunked.reply().await.text(), "x".repeat(10));
+    assert_eq!(announced.reply().await.body.len(), 400);
+}
+
 /// F-19: nothing listens: 502 with the reason, at once.
 #[tokio::test]
 async fn nothing_listening_is_502() {

@@ -378,7 +378,8 @@ async fn the_local_ca_is_private_and_stays() {
         walk(path, &mut all);
         all
     };
-    let files = leaf(storage.path());
+    // The admin socket stands there too.
+    let files: Vec<_> = leaf(storage.path()).into_iter().filter(|path| path.is_file()).collect();
     assert!(!files.is_empty());
     for file in &files {
         let mode = std::fs::metadata(file).unwrap().permissions().mode();

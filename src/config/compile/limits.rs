@@ -137,6 +137,7 @@ impl Compiler<'_> {
         };
         Limits {
             body: limits.body.as_ref().map_or(usual.body, |at| at.value.0),
+            body_rate: limits.body_rate.as_ref().map_or(usual.body_rate, |at| at.value.0),
             header_bytes,
             headers: limits.headers.as_ref().map_or(usual.headers, |at| at.value.0),
         }

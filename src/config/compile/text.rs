@@ -53,7 +53,11 @@ pub(crate) fn listen(text: &str, socket: &str) -> Result<ListenAddr, Fault> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(ListenAddr::Tcp(address));
     }
-    let help = if let Some(port) = port_alone(text) {
+    // What others must not reach by default is not advised for all addresses.
+    let is_private = matches!(socket, "admin" | "metrics");
+    let help = if let Some(port) = port_alone(text).filter(|_| is_private) {
+        format!("write \"127.0.0.1:{port}\"")
+    } else if let Some(port) = port_alone(text) {
         format!("write \"127.0.0.1:{port}\" for this machine, or \"0.0.0.0:{port}\" and \"[::]:{port}\" for all")
     } else if let Some(port) = text.strip_prefix("localhost:") {
         format!("write \"127.0.0.1:{port}\", and \"[::1]:{port}\" beside it")

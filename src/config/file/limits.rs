@@ -6,7 +6,7 @@ use toml::de::DeValue;
 use crate::config::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, mirror};
 use crate::config::read::{At, Layer, Node, Reader, quoted, read_table};
 use crate::config::report::{Code, Diagnostic, Span};
-use crate::config::units::{ByteSize, Rate};
+use crate::config::units::{ByteRate, ByteSize, Rate};
 use crate::config::values::{Count, Period};
 
 mirror! {
@@ -15,6 +15,12 @@ mirror! {
         /// Largest request body; 413 above it. Default `20MiB`: the largest body that common
         /// gateways take.
         body: ByteSize = default("\"20MiB\"");
+        /// Slowest request body, as bytes a second in the long run; 408 below it. It may be behind by
+        /// `timeouts.request_body` in all: a pause is paid back by what comes faster. Holds for bodies whose
+        /// length is announced, and where `collect_request` is on; others may have little to say for hours.
+        /// Default `256B/s`, our choice: a tenth of the slowest line in use, and whoever sends a byte now and
+        /// then to keep a place is gone after half a minute. `0B/s` for any.
+        body_rate: ByteRate = default("\"256B/s\"");
         /// Largest request head: target, names and values; 431 above it. Default `32KiB`: twice
         /// what Node takes, so that the upstream's own limit is the one that is met.
         header_bytes: ByteSize = default("\"32KiB\"");

@@ -33,7 +33,7 @@ fn joined(idle: Duration) -> Joined {
     let drain = Drain::new();
     let task = tokio::spawn({
         let drain = drain.clone();
-        async move { join(end(downstream), end(server), idle, &drain).await }
+        async move { join(end(downstream), end(server), idle, &drain, |_, _| ()).await }
     });
     Joined { task, client, upstream, drain }
 }
@@ -79,7 +79,7 @@ async fn early_bytes_of_both_sides_go_first() {
     upstream.write_all(b" behind").await.expect("room");
     let downstream = End { io: downstream, early: Bytes::from_static(CLIENT_PING) };
     let server = End { io: server, early: Bytes::from_static(PING) };
-    let task = tokio::spawn(async move { join(downstream, server, HOUR, &Drain::new()).await });
+    let task = tokio::spawn(async move { join(downstream, server, HOUR, &Drain::new(), |_, _| ()).await });
     assert_eq!(read(&mut upstream, 13).await, [CLIENT_PING, b" behind"].concat());
     assert_eq!(read(&mut client, 9).await, [PING, b" behind"].concat());
     drop((client, upstream));
@@ -111,7 +111,7 @@ async fn the_largest_frames_pass_both_ways_at_once_byte_for_byte() {
         (near.expect("connected"), far.expect("accepted").0)
     };
     let ((client, downstream), (server, upstream)) = (pair().await, pair().await);
-    let task = tokio::spawn(async move { join(end(downstream), end(server), HOUR, &Drain::new()).await });
+    let task = tokio::spawn(async move { join(end(downstream), end(server), HOUR, &Drain::new(), |_, _| ()).await });
     // Each side writes all and reads all at once; a reader of 1 KiB a time is slower than its writer.
     let exchange = |stream: TcpStream, sent: Vec<u8>, expected: Vec<u8>| async move {
         let (mut reader, mut writer) = stream.into_split();
@@ -293,7 +293,7 @@ async fn what_a_layer_below_holds_back_is_flushed() {
     let (mut upstream, server) = duplex(PIPE);
     // As a TLS session may: a write is done, and nothing is sent.
     let (downstream, server) = (BufStream::new(downstream), BufStream::new(server));
-    let task = tokio::spawn(async move { join(end(downstream), end(server), HOUR, &Drain::new()).await });
+    let task = tokio::spawn(async move { join(end(downstream), end(server), HOUR, &Drain::new(), |_, _| ()).await });
     upstream.write_all(PING).await.expect("room");
     assert_eq!(read(&mut client, 2).await, PING);
     client.write_all(CLIENT_PING).await.expect("room");
@@ -335,7 +335,7 @@ impl AsyncWrite for Source {
 #[tokio::test]
 async fn a_tunnel_that_never_waits_gives_way_to_others() {
     let drain = Drain::new();
-    let mut busy = Box::pin(join(end(Source(None, 100 << 20)), end(Source(None, 0)), HOUR, &drain));
+    let mut busy = Box::pin(join(end(Source(None, 100 << 20)), end(Source(None, 0)), HOUR, &drain, |_, _| ()));
     assert_eq!((&mut busy).now_or_never(), None, "one poll moved 100 MiB");
     assert_eq!(busy.await.bytes_in, 100 << 20, "and it comes back by itself");
 }
@@ -349,8 +349,9 @@ async fn an_end_without_close_notify_is_a_fin_and_any_other_error_a_reset() {
         (io::ErrorKind::InvalidData, "reset"),
     ] {
         let (mut client, downstream) = duplex(PIPE);
-        let task =
-            tokio::spawn(async move { join(end(downstream), end(Source(Some(kind), 10)), HOUR, &Drain::new()).await });
+        let task = tokio::spawn(async move {
+            join(end(downstream), end(Source(Some(kind), 10)), HOUR, &Drain::new(), |_, _| ()).await
+        });
         assert_eq!(read_to_end(&mut client).await.len(), 10, "what came before passes");
         drop(client);
         let outcome = task.await.expect("no panic");
@@ -373,8 +374,8 @@ async fn a_reset_ends_both_sides_and_a_close_frame_before_it_arrives() {
         let task = tokio::spawn(async move {
             let drain = Drain::new();
             match by {
-                Side::Client => join(end(broken), end(inner), HOUR, &drain).await,
-                Side::Upstream | Side::Edge => join(end(inner), end(broken), HOUR, &drain).await,
+                Side::Client => join(end(broken), end(inner), HOUR, &drain, |_, _| ()).await,
+                Side::Upstream | Side::Edge => join(end(inner), end(broken), HOUR, &drain, |_, _| ()).await,
             }
         });
         breaking.write_all(last_words).await.expect("sent");
@@ -396,7 +397,7 @@ async fn a_close_frame_is_found_behind_a_failed_write() {
     upstream.write_all(RESTART).await.expect("room");
     drop(upstream);
     client.write_all(CLIENT_PING).await.expect("room");
-    let task = tokio::spawn(async move { join(end(downstream), end(server), HOUR, &Drain::new()).await });
+    let task = tokio::spawn(async move { join(end(downstream), end(server), HOUR, &Drain::new(), |_, _| ()).await });
     assert_eq!(read_to_end(&mut client).await, RESTART);
     drop(client);
     let outcome = task.await.expect("no panic");
@@ -409,7 +410,7 @@ async fn a_tunnel_is_small() {
     let address = listener.local_addr().expect("bound");
     let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
     let drain = Drain::new();
-    let future = join(end(near.expect("connected")), end(far.expect("accepted").0), HOUR, &drain);
+    let future = join(end(near.expect("connected")), end(far.expect("accepted").0), HOUR, &drain, |_, _| ());
     let size = size_of_val(&future) - 2 * size_of::<TcpStream>();
     // Two directions, a timer, a place in the drain's list: each idle tunnel pays it.
     assert!(size <= 800, "{size} bytes beside the streams");

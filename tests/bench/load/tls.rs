@@ -75,7 +75,11 @@ pub(crate) struct Dialer {
 impl Dialer {
     /// TCP and TLS. The protocol that was offered must have been chosen.
     pub(crate) async fn open(&self) -> Result<Stream, Fault> {
-        let tcp = TcpStream::connect(self.address).await?;
+        self.open_on(TcpStream::connect(self.address).await?).await
+    }
+
+    /// As `open`, on a connection that stands.
+    pub(crate) async fn open_on(&self, tcp: TcpStream) -> Result<Stream, Fault> {
         tcp.set_nodelay(true)?;
         let stream = self.connector.connect(self.name.clone(), tcp).await?;
         let chosen = stream.get_ref().1.alpn_protocol();
