@@ -216,21 +216,23 @@ impl Meter {
         if self.inbound.left == 0 {
             self.block.take_if(|block| block.ends);
         }
-        if self.inbound.finished != finished {
+        let is_in_control = self.inbound.is_in_control();
+        if self.inbound.finished != finished || !is_in_control {
             self.part_since = None;
         }
-        if self.inbound.is_in_control() {
+        if is_in_control {
             self.part_since.get_or_insert(now);
         }
         self.given = self.opened;
         Ok(has_reset)
     }
 
-    /// Counts what we have sent.
+    /// Counts what we have sent. True when a stream was reset for a fault of the client.
     ///
     /// # Errors
     /// What the client has made us send too much of.
-    pub fn went(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Excess> {
+    pub fn went(&mut self, mut bytes: &[u8], now: Instant) -> Result<bool, Excess> {
+        let mut has_fault = false;
         while let Some(frame) = self.outbound.next(&mut bytes) {
             match frame.kind {
                 DATA | HEADERS => {
@@ -242,11 +244,14 @@ impl Meter {
                         self.credit(Budget::Faults, Bucket::POINTS / 4);
                     }
                 }
-                RST_STREAM if FAULTS.contains(&frame.word) => self.take(Budget::Faults, 1, now)?,
+                RST_STREAM if FAULTS.contains(&frame.word) => {
+                    has_fault = true;
+                    self.take(Budget::Faults, 1, now)?;
+                }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(has_fault)
     }
 
     /// Since when the client owes the rest of a frame or of a block of fields.
@@ -466,9 +471,16 @@ pub struct Wire<S> {
     meter: RefCell<Meter>,
     excess: Cell<Option<Excess>>,
     has_reset: Cell<bool>,
+    /// A stream was reset for a fault of the client, at any time.
+    is_suspect: Cell<bool>,
     /// What may still be read in this turn.
     turn: Cell<usize>,
+    /// Requests that have begun in this turn.
+    begun: Cell<u32>,
 }
+
+/// Requests of one turn that begin at once. Our choice: what a page asks for at first; floods come in hundreds.
+const AT_ONCE: u32 = 8;
 
 /// What is read of one connection before all others have had their turn. Our choice: a thousand small frames at most, or
 /// some dozens of requests, are a millisecond of work; h2 would read on for as long as more comes.
@@ -478,8 +490,15 @@ impl<S> Wire<S> {
     /// Counts what passes on `stream`.
     pub fn new(stream: S, head_bytes: usize) -> Rc<Self> {
         let meter = RefCell::new(Meter::new(head_bytes, Instant::now()));
-        let (excess, has_reset, turn) = (Cell::new(None), Cell::new(false), Cell::new(TURN));
-        Rc::new(Self { stream: RefCell::new(stream), meter, excess, has_reset, turn })
+        Rc::new(Self {
+            stream: RefCell::new(stream),
+            meter,
+            excess: Cell::new(None),
+            has_reset: Cell::new(false),
+            is_suspect: Cell::new(false),
+            turn: Cell::new(TURN),
+            begun: Cell::new(0),
+        })
     }
 
     /// The stream, for the last word.
@@ -506,11 +525,14 @@ impl<S> Wire<S> {
     pub fn begin_turn(&self) {
         self.has_reset.set(false);
         self.turn.set(TURN);
+        self.begun.set(0);
     }
 
-    /// Whether the client has reset a stream in this turn.
-    pub fn has_reset(&self) -> bool {
-        self.has_reset.get()
+    /// A request begins. True when it may be over already: what would end it may have come with it.
+    pub fn is_doubtful(&self) -> bool {
+        let begun = self.begun.get();
+        self.begun.set(begun + 1);
+        begun >= AT_ONCE || self.has_reset.get() || self.is_suspect.get()
     }
 }
 
@@ -530,10 +552,13 @@ impl<S> Metered<S> {
         for slice in slices {
             let taken = length.min(slice.len());
             length -= taken;
-            if let Err(excess) = self.0.meter.borrow_mut().went(&slice[..taken], now) {
-                self.0.excess.set(Some(excess));
-                // The next read tells.
-                cx.waker().wake_by_ref();
+            match self.0.meter.borrow_mut().went(&slice[..taken], now) {
+                Ok(has_fault) => self.0.is_suspect.set(self.0.is_suspect.get() | has_fault),
+                Err(excess) => {
+                    self.0.excess.set(Some(excess));
+                    // The next read tells.
+                    cx.waker().wake_by_ref();
+                }
             }
         }
     }

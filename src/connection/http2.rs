@@ -89,8 +89,8 @@ where
         // Boxed: hyper moves it about, from one state of the stream to the next.
         let carried = Rc::clone(&carrier) as Rc<dyn Carrier>;
         let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), carried, request));
-        // The usual request begins at once.
-        let waits = frames.has_reset() || !carrier.takes_place();
+        // The usual request begins at once. One that waits is asked first whether its stream was reset.
+        let waits = frames.is_doubtful() || !carrier.takes_place();
         async move {
             if waits {
                 Box::pin(carrier.place()).await;

@@ -150,8 +150,14 @@ fn a_frame_that_trickles_in_is_waited_for_since_its_start() {
     meter.came(&frame(DATA, 0, 1, &[0; 100])[..50], after(32)).expect("half of it");
     assert_eq!(meter.waits_since(), None, "a body has a limit of its own");
     meter.came(&[0; 59], after(33)).expect("the other half, and a head that is all zeros");
-    meter.came(&frame(PING, 0, 0, &[0; 8])[..12], after(34)).expect("a part");
-    assert_eq!(meter.waits_since(), Some(after(34)));
+    let body = frame(DATA, 0, 1, &[0; 100]);
+    meter.came(&body[..5], after(33)).expect("a part of a head");
+    assert_eq!(meter.waits_since(), Some(after(33)));
+    meter.came(&body[5..50], after(34)).expect("the body begins");
+    assert_eq!(meter.waits_since(), None);
+    meter.came(&body[50..], after(35)).expect("the rest");
+    meter.came(&frame(PING, 0, 0, &[0; 8])[..12], after(36)).expect("a part");
+    assert_eq!(meter.waits_since(), Some(after(36)));
 }
 
 /// The last word stands between two frames of ours, and names the last stream that was begun.
@@ -182,7 +188,9 @@ proptest! {
         bytes.truncate(bytes.len().saturating_sub(last));
         let now = Instant::now();
         let (mut whole, mut pieces) = (meter(now), meter(now));
-        assert_eq!(bytes.chunks(size).try_for_each(|piece| pieces.went(piece, now)), whole.went(&bytes, now));
+        let mut has_fault = false;
+        let went = bytes.chunks(size).try_for_each(|piece| pieces.went(piece, now).map(|fault| has_fault |= fault));
+        assert_eq!(went.map(|()| has_fault), whole.went(&bytes, now));
         assert_eq!(pieces.goodbye(Excess::Late), whole.goodbye(Excess::Late));
         let mut has_reset = false;
         let came = bytes.chunks(size).try_for_each(|piece| pieces.came(piece, now).map(|reset| has_reset |= reset));
