@@ -157,5 +157,5 @@ fn denied(asker: &Asker<'_>, answer: Response<Bytes>) -> Outcome {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;
-    Outcome::Denied(Denial::Answered(Reply::own(response), Arc::clone(&auth.name)))
+    Outcome::Denied(Denial::Answered(Box::new(Reply::own(response)), Arc::clone(&auth.name)))
 }
