@@ -220,12 +220,7 @@ impl Server {
         self.admin.put_in_force(prepared, &self.facts, false);
         self.loaded_at = date();
         self.keep_history(&loaded.sources);
-        let kept_text = format!(
-            "kept: {}, {}, {}",
-            counted(kept, "listener"),
-            counted(connections, "connection"),
-            counted(tunnels, "tunnel")
-        );
+        let kept_text = kept_text(kept, connections, tunnels);
         self.facts.reloads.keep(true, generation, format!("{changes}\n{kept_text}"));
         tracing::info!(
             event = "reloaded",
@@ -540,6 +535,12 @@ where
             tokio::time::sleep(PAUSE).await;
         }
     });
+}
+
+/// What a reload left open.
+fn kept_text(listeners: usize, connections: usize, tunnels: usize) -> String {
+    let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
+    format!("kept: {}, {connections}, {tunnels}", counted(listeners, "listener"))
 }
 
 /// `1 site`, `3 sites`.

@@ -156,6 +156,7 @@ where
     match StartHandshake::from_parts(accepted, Holding::new(stream)).into_stream(config).await {
         Ok(mut stream) => {
             stream.get_mut().0.settle();
+            stream.get_mut().1.set_buffer_limit(Some(UNSENT));
             let facts = TlsFacts::of(stream.get_ref().1, sni, &choice).map_err(|error| (None, error.into()))?;
             Ok(Handshake { stream, facts: Rc::new(facts) })
         }
@@ -290,6 +291,10 @@ fn list<'a>(names: impl Iterator<Item = &'a [u8]>) -> Box<str> {
     let texts: Vec<String> = names.take(8).map(|name| name.escape_ascii().take(32).map(char::from).collect()).collect();
     texts.join(", ").into()
 }
+
+/// Encrypted bytes that wait for a client which takes none. Our choice: two records, which is the largest piece that is
+/// written at once; a third only makes a slow client dearer.
+const UNSENT: usize = 36 << 10;
 
 /// Some of the names that this listener serves, for the log.
 fn some_names(table: &SiteTable, listener: ListenerId) -> Box<str> {

@@ -149,7 +149,7 @@ fn is_match(name: &str, pattern: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// Adds an included file. Sites, upstreams, networks and limits of one name are found when they are compiled.
+/// Adds an included file. What two files call by one name is found when it is compiled.
 fn combine(main: &mut File, mut other: File, report: &mut Report) {
     if let Some(include) = other.include.take() {
         let message = "an included file cannot include others";
@@ -161,13 +161,23 @@ fn combine(main: &mut File, mut other: File, report: &mut Report) {
     append(&mut main.upstreams, other.upstreams.take());
     append(&mut main.networks, other.networks.take());
     append(&mut main.limits, other.limits.take());
+    append(&mut main.auth, other.auth.take());
+    append(&mut main.hooks, other.hooks.take());
     // Each file may say its version and its reason.
     other.version = None;
     other.why = None;
     let list = |file: &File| {
         let mut list: Vec<Listed> = Vec::new();
         // Maps are compared by name when they are compiled.
-        let file = File { sites: None, upstreams: None, networks: None, limits: None, ..file.clone() };
+        let file = File {
+            sites: None,
+            upstreams: None,
+            networks: None,
+            limits: None,
+            auth: None,
+            hooks: None,
+            ..file.clone()
+        };
         file.settings("", &mut list);
         list
     };

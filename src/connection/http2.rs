@@ -110,7 +110,7 @@ where
         .max_send_buf_size(64 << 10)
         // Resets are counted over time by `frame_meter`. As many as may be open may also be cancelled in one go, as
         // a browser does whose line was stuck.
-        .max_pending_accept_reset_streams(Some(100))
+        .max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .max_local_error_reset_streams(None)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);

@@ -98,6 +98,30 @@ async fn a_login_is_asked_for_and_its_name_goes_upstream() {
     assert!(!edge.stdout().contains("secret") && !edge.stderr().contains("secret"));
 }
 
+/// Wrong passwords count as failed logins: after `failed_auth.max` of them the client is locked out, the right password
+/// included, and another client is not.
+#[tokio::test]
+async fn wrong_passwords_lock_a_client_out() {
+    let upstream = Upstream::echo().await;
+    let (_dir, auth) = users();
+    let lines = "auth = [\"staff\"]\nlimits.failed_auth = { max = 3, window = \"1h\", lockout = \"1h\" }";
+    let trust = "[trust]\nproxies = [\"127.0.0.1\"]\n";
+    let edge = Edge::start(&format!("{trust}{auth}{}", site_with("a.test", &upstream, lines))).await;
+    let from = |client: &str, login: String| format!("X-Forwarded-For: {client}\r\n{login}");
+    // Without credentials nothing was guessed.
+    for _ in 0..5 {
+        assert_eq!(edge.get_with("a.test", "/", &from("203.0.113.9", String::new())).await.status, 401);
+    }
+    for _ in 0..3 {
+        assert_eq!(edge.get_with("a.test", "/", &from("203.0.113.9", basic("alice", "wrong"))).await.status, 401);
+    }
+    let locked = edge.get_with("a.test", "/", &from("203.0.113.9", basic("alice", "secret"))).await;
+    assert_eq!((locked.status, locked.headers.has("retry-after")), (429, true));
+    assert_eq!(edge.get_with("a.test", "/", &from("203.0.113.10", basic("alice", "secret"))).await.status, 200);
+    let record = edge.record_where("the lockout", |record| record["status"] == 429).await;
+    assert_eq!(record["code"], "E429-lockout", "{record}");
+}
+
 /// N-26: whoever has not logged in is answered before a byte of a body is asked for, and its size is not judged by us.
 #[tokio::test]
 async fn a_login_is_judged_before_the_body() {
@@ -376,4 +400,29 @@ async fn what_hash_password_prints_lets_its_user_in() {
     let mut raw = edge.raw_h2("a.test").await;
     let fields = [(":method", "GET"), (":scheme", "https"), (":authority", "a.test"), (":path", "/")];
     assert_eq!(raw.request(1, &fields).await, Outcome::Status(401));
+}
+
+/// Wrong passwords feed the lockout, missing ones do not; the right password is refused while it lasts, from there.
+#[tokio::test]
+async fn wrong_passwords_lock_a_client_out() {
+    let upstream = Upstream::saying("inside").await;
+    let (_dir, auth) = users();
+    let lines = "auth = [\"staff\"]\nlimits.failed_auth = { max = 3 }";
+    let config = format!("[trust]\nproxies = [\"127.0.0.0/8\"]\n{auth}{}", site_with("a.test", &upstream, lines));
+    let edge = Edge::start(&config).await;
+    let status = async |client: &str, lines: &str| {
+        edge.get_with("a.test", "/", &format!("X-Forwarded-For: {client}\r\n{lines}")).await.status
+    };
+    let (right, wrong) = (basic("alice", "secret"), basic("alice", "wrong"));
+    for _ in 0..5 {
+        assert_eq!(status("203.0.113.9", "").await, 401);
+    }
+    assert_eq!(status("203.0.113.9", &right).await, 200);
+    for _ in 0..3 {
+        assert_eq!(status("203.0.113.9", &wrong).await, 401);
+    }
+    assert_eq!(status("203.0.113.9", &right).await, 429);
+    assert_eq!(status("203.0.113.10", &right).await, 200);
+    let record = edge.record_where("the lockout", |record| record["status"] == 429).await;
+    assert!(record["auth"].is_null() && record["user"].is_null(), "{record}");
 }

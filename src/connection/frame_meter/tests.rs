@@ -1,5 +1,8 @@
 //! What the counts say of frames that are made up, without a connection.
 
+use proptest::collection::vec;
+use proptest::prelude::{any, proptest};
+
 use super::*;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -163,4 +166,33 @@ fn a_goodbye_is_a_frame_of_its_own() {
     assert_eq!(goodbye, frame(GOAWAY, 0, 0, &expected));
     meter.went(&frame(DATA, 0, 7, b"abc")[..10], now).expect("a part");
     assert!(meter.goodbye(excess).is_empty(), "inside a frame");
+}
+
+proptest! {
+    /// However frames are split into reads and writes, the verdict, the clock and the last word are the same. The fuzz target
+    /// `frame_meter` looks for the same with bytes that are no frames.
+    #[test]
+    fn no_split_changes_a_verdict(
+        frames in vec((0_u8..20, any::<u8>(), 0_u32..50, vec(any::<u8>(), 0..40)), 0..400),
+        last in 0_usize..60,
+        size in 1_usize..50,
+    ) {
+        let mut bytes: Vec<u8> =
+            frames.iter().flat_map(|(kind, flags, stream, payload)| frame(*kind, *flags, *stream, payload)).collect();
+        bytes.truncate(bytes.len().saturating_sub(last));
+        let now = Instant::now();
+        let (mut whole, mut pieces) = (meter(now), meter(now));
+        assert_eq!(bytes.chunks(size).try_for_each(|piece| pieces.went(piece, now)), whole.went(&bytes, now));
+        assert_eq!(pieces.goodbye(Excess::Late), whole.goodbye(Excess::Late));
+        let mut has_reset = false;
+        let came = bytes.chunks(size).try_for_each(|piece| pieces.came(piece, now).map(|reset| has_reset |= reset));
+        match whole.came(&bytes, now) {
+            Ok(reset) => assert_eq!((came, has_reset), (Ok(()), reset)),
+            Err(excess) => assert_eq!(came, Err(excess)),
+        }
+        if came.is_ok() {
+            assert_eq!(pieces.waits_since(), whole.waits_since());
+            assert_eq!(pieces.goodbye(Excess::Late), whole.goodbye(Excess::Late));
+        }
+    }
 }

@@ -61,6 +61,7 @@ pub(super) async fn ask(exchange: &Exchange, head: &request::Parts, asker: &Aske
         return Outcome::Admitted(admission(asker, answer.headers()));
     }
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    // Without credentials it is a visitor who has not logged in yet, and no guess.
     if is_denial && head.headers.contains_key(AUTHORIZATION) {
         exchange.auth_failed();
     }
