@@ -159,6 +159,8 @@ pub struct Meter {
     /// The highest stream that the client has opened, and the one that h2 knows of.
     opened: u32,
     given: u32,
+    /// Bytes of frames other than DATA since the last turn: what they cost is work, not copying.
+    work: usize,
 }
 
 /// A block of fields that comes in several frames.
@@ -199,6 +201,7 @@ impl Meter {
             part_since: None,
             opened: 0,
             given: 0,
+            work: 0,
         }
     }
 
@@ -211,6 +214,9 @@ impl Meter {
         let finished = self.inbound.finished;
         while let Some(frame) = self.inbound.next(&mut bytes) {
             has_reset |= frame.kind == RST_STREAM;
+            if frame.kind != DATA {
+                self.work += Follower::HEAD + usize::try_from(frame.length).unwrap_or(0);
+            }
             self.judge(&frame, now)?;
         }
         if self.inbound.left == 0 {
@@ -473,8 +479,6 @@ pub struct Wire<S> {
     has_reset: Cell<bool>,
     /// A stream was reset for a fault of the client, at any time.
     is_suspect: Cell<bool>,
-    /// What may still be read in this turn.
-    turn: Cell<usize>,
     /// Requests that have begun in this turn.
     begun: Cell<u32>,
 }
@@ -482,9 +486,10 @@ pub struct Wire<S> {
 /// Requests of one turn that begin at once. Our choice: what a page asks for at first; floods come in hundreds.
 const AT_ONCE: u32 = 8;
 
-/// What is read of one connection before all others have had their turn. Our choice: a thousand small frames at most, or
-/// some dozens of requests, are a millisecond of work; h2 would read on for as long as more comes.
-const TURN: usize = 32 << 10;
+/// How many bytes of frames other than DATA are read of one connection before all others have had their turn. Our choice:
+/// some dozens of requests, or hundreds of small frames, are less than a millisecond of work; h2 would read on for as
+/// long as more comes.
+const TURN: usize = 8 << 10;
 
 impl<S> Wire<S> {
     /// Counts what passes on `stream`.
@@ -496,7 +501,6 @@ impl<S> Wire<S> {
             excess: Cell::new(None),
             has_reset: Cell::new(false),
             is_suspect: Cell::new(false),
-            turn: Cell::new(TURN),
             begun: Cell::new(0),
         })
     }
@@ -524,7 +528,7 @@ impl<S> Wire<S> {
     /// Another turn of the connection's task begins.
     pub fn begin_turn(&self) {
         self.has_reset.set(false);
-        self.turn.set(TURN);
+        self.meter.borrow_mut().work = 0;
         self.begun.set(0);
     }
 
@@ -570,13 +574,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         if let Some(excess) = wire.excess.get() {
             return Poll::Ready(Err(io::Error::other(excess)));
         }
-        if wire.turn.get() == 0 {
+        if wire.meter.borrow().work >= TURN {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut *wire.stream.borrow_mut()).poll_read(cx, buffer))?;
-        wire.turn.set(wire.turn.get().saturating_sub(buffer.filled().len() - before));
         let judged = wire.meter.borrow_mut().came(&buffer.filled()[before..], Instant::now());
         Poll::Ready(match judged {
             Ok(has_reset) => {
