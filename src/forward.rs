@@ -6,42 +6,53 @@
 
 pub mod answer;
 pub mod balance;
+pub mod board;
 pub mod connect;
+pub mod gate;
+pub mod handshake;
+pub mod health;
+mod lease;
 pub mod link;
 pub mod pool;
 pub mod tunnel;
 pub mod upload;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::poll_fn;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::addr::ClientAddr;
-use crate::body::{BodyError, Meter, MeterState};
+use crate::body::{BodyError, Meter};
 use crate::framing::sending::SendError;
 use crate::refusal::{Failure, Refusal};
 use crate::site::SiteTable;
 use crate::site::policy::{HostPolicy, Timeouts};
-use crate::site::upstream::{Endpoint, EndpointAddr, Upstream};
+use crate::site::upstream::{Bound, Endpoint, EndpointAddr, Probe, Upstream};
 pub use answer::Answer;
 use answer::{AnswerBody, NoHead};
 use balance::Load;
+use board::{Board, Health, Standing};
 use connect::DialError;
+use gate::{Gate, Place};
+use lease::{Lease, Rest};
 use link::Link;
-use pool::{EndpointFacts, InFlight, Live, Pool};
+use pool::{EndpointFacts, Live, Pool};
 use upload::Upload;
 
 /// All upstreams, as one worker sees them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Upstreams {
     pool: Pool,
+    /// The bounds that this worker has met, found once a second, and not for each request.
+    gates: RefCell<HashMap<Arc<str>, Arc<Gate>>>,
     turn: Cell<usize>,
     told_held: Cell<Option<Instant>>,
 }
@@ -63,77 +74,24 @@ pub struct Plan<'a> {
     pub meter: Option<&'a Rc<Meter>>,
 }
 
-/// A connection in use. Dropped, it closes; completed, it serves again.
-#[derive(Debug)]
-pub struct Lease {
-    link: Link,
-    live: Rc<Live>,
-    endpoint: Arc<Endpoint>,
-    /// Present when the endpoint has answered before all of the request was written.
-    rest: Option<Rest>,
-    in_flight: InFlight,
-}
-
-/// The rest of a request, written by a task of its own. Dropped, it is cut off.
-#[derive(Debug)]
-struct Rest {
-    writing: Option<JoinHandle<bool>>,
-    abort: AbortHandle,
-    meter: Option<Rc<Meter>>,
-}
-
-impl Drop for Rest {
-    fn drop(&mut self) {
-        self.abort.abort();
-    }
-}
-
-impl Lease {
-    /// The connection, and the place in the endpoint's count.
-    fn into_parts(self) -> (Link, InFlight) {
-        (self.link, self.in_flight)
-    }
-
-    /// The response has been read to its end. The connection is kept only if the request was sent
-    /// to its end too: otherwise the endpoint would take the rest for the next request.
-    fn complete(self) {
-        let Self { link, live, endpoint, rest, in_flight } = self;
-        let Some(mut rest) = rest else { return live.give_back(link, endpoint.max_idle) };
-        let is_all_here = rest.meter.as_ref().is_none_or(|meter| meter.state() == MeterState::Ended);
-        let Some(writing) = rest.writing.take().filter(|_| is_all_here) else { return };
-        // All of the request is here, but not all of it is sent. An endpoint that answers early mostly reads
-        // the rest; whoever came next would have to wait until it has.
-        tokio::task::spawn_local(async move {
-            let _rest = rest;
-            let _in_flight = in_flight;
-            if matches!(timeout(UNREAD, writing).await, Ok(Ok(true))) {
-                live.give_back(link, endpoint.max_idle);
-            }
-        });
-    }
-}
-
-/// How long an endpoint that has answered may take to read the rest of a request. Our choice: what is read
-/// later than that costs more than a new connection.
-const UNREAD: Duration = Duration::from_secs(1);
-
 /// How one attempt on one connection failed.
 enum Lost {
-    /// The connection ended, with the endpoint's answer not begun.
-    Closed(Box<str>),
+    /// The connection ended in one of two ways, with the endpoint's answer not begun.
+    Closed(Failure, Box<str>),
     /// It was seen, or is at fault itself.
     Failed(Refusal),
 }
 
 impl Upstreams {
     /// Nothing known yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(board: Arc<Board>) -> Self {
+        Self { pool: Pool::new(board), gates: RefCell::default(), turn: Cell::new(0), told_held: Cell::new(None) }
     }
 
     /// Forgets what no site needs any more, and idle connections that are too old.
     pub fn sweep(&self, table: &SiteTable) {
         self.pool.sweep(table);
+        self.gates.borrow_mut().clear();
     }
 
     /// What is known of all endpoints that were used.
@@ -147,16 +105,33 @@ impl Upstreams {
     /// A refusal that says which endpoint failed, and how.
     pub async fn send(&self, upload: &mut Option<Upload>, plan: &Plan<'_>) -> Result<Answer, Refusal> {
         let hold = if plan.meter.is_none() { plan.upstream.hold } else { Duration::ZERO };
-        let DialError { failure, detail } = match self.send_to_any(upload, plan).await? {
+        let mut place = match &plan.upstream.bound {
+            // Boxed, as what is rare: every request would have to have room for it.
+            Some(bound) => Some(Box::pin(self.enter(plan.upstream, bound)).await?),
+            None => None,
+        };
+        let DialError { failure, detail } = match self.send_to_any(upload, plan, &mut place).await? {
             Sent::Answered(answer) => return Ok(answer),
             Sent::Nowhere(failure) => failure,
         };
+        drop(place);
         // A certificate that is not accepted will not be so by waiting.
         if hold.is_zero() || failure == Failure::Tls {
             return Err(Refusal::Unreachable { failure, detail });
         }
         // Boxed, as what is rare: every request would have to have room for it.
-        Box::pin(self.hold(upload, plan, hold, detail)).await
+        Box::pin(self.hold(upload, plan, hold, DialError { failure, detail })).await
+    }
+
+    /// Takes a place among the upstream's requests.
+    async fn enter(&self, upstream: &Upstream, bound: &Bound) -> Result<Place, Refusal> {
+        let known = self.gates.borrow().get(&upstream.name).map(Arc::clone);
+        let gate = known.unwrap_or_else(|| {
+            let gate = self.pool.board().gate(upstream, bound);
+            self.gates.borrow_mut().insert(Arc::clone(&upstream.name), Arc::clone(&gate));
+            gate
+        });
+        gate.enter(bound).await.map_err(|why| Refusal::Overload { detail: format!("{}: {why}", upstream.name).into() })
     }
 
     /// Waits until the upstream is back, and sends the request then.
@@ -165,18 +140,44 @@ impl Upstreams {
         upload: &mut Option<Upload>,
         plan: &Plan<'_>,
         hold: Duration,
-        mut detail: Box<str>,
+        mut last: DialError,
     ) -> Result<Answer, Refusal> {
         let begun = Instant::now();
-        let live = self.pool.live(&plan.upstream.endpoints[0]);
+        let upstream = plan.upstream;
+        let live = self.pool.live(&upstream.endpoints[0]);
+        let pulse = upstream.probe.as_ref().map(|probe| self.pool.board().pulse(&upstream.endpoints[0], probe));
         let _held = live.hold();
         loop {
-            self.tell_held(&detail, hold);
-            if !live.queue.wait(begun + hold).await {
-                return Err(Refusal::Held { detail });
+            self.tell_held(&last.detail, hold);
+            let recovered = async {
+                match &pulse {
+                    Some(pulse) => pulse.recovered.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let is_worth_it = tokio::select! {
+                is_worth_it = live.queue.wait(begun + hold) => is_worth_it,
+                () = recovered => true,
+            };
+            if !is_worth_it {
+                return Err(match last.failure {
+                    failure @ (Failure::NotReady | Failure::Restarting) => {
+                        Refusal::Unreachable { failure, detail: last.detail }
+                    }
+                    _ => Refusal::Held { detail: last.detail },
+                });
             }
             let held = Some(begun.elapsed());
-            match self.send_to_any(upload, plan).await? {
+            let mut place = match &upstream.bound {
+                Some(bound) => match self.enter(upstream, bound).await {
+                    Ok(place) => Some(place),
+                    // Many are let go at once: those that find no place wait on, as long as they may.
+                    Err(_) if begun.elapsed() < hold => continue,
+                    Err(refusal) => return Err(refusal),
+                },
+                None => None,
+            };
+            match self.send_to_any(upload, plan, &mut place).await? {
                 Sent::Answered(answer) => {
                     live.queue.let_all_go();
                     return Ok(Answer { held, ..answer });
@@ -184,7 +185,7 @@ impl Upstreams {
                 Sent::Nowhere(DialError { failure: failure @ Failure::Tls, detail }) => {
                     return Err(Refusal::Unreachable { failure, detail });
                 }
-                Sent::Nowhere(failure) => detail = failure.detail,
+                Sent::Nowhere(error) => last = error,
             }
         }
     }
@@ -203,12 +204,25 @@ impl Upstreams {
     }
 
     /// Tries the endpoints in order until one takes the connection.
-    async fn send_to_any(&self, upload: &mut Option<Upload>, plan: &Plan<'_>) -> Result<Sent, Refusal> {
+    async fn send_to_any(
+        &self,
+        upload: &mut Option<Upload>,
+        plan: &Plan<'_>,
+        place: &mut Option<Place>,
+    ) -> Result<Sent, Refusal> {
         let endpoints = &plan.upstream.endpoints;
+        let has_others = endpoints.len() > 1;
         let mut last = None;
         for (turn, at) in self.order(plan).enumerate() {
             let endpoint = &endpoints[at];
             let live = self.pool.live(endpoint);
+            if let Some(probe) = &plan.upstream.probe
+                && live.health(endpoint, probe, self.pool.board()) == Health::NotReady
+            {
+                // Those after it are no better.
+                last.get_or_insert_with(|| self.shut(plan.upstream, probe));
+                break;
+            }
             if let Some(upload) = upload.as_mut().filter(|_| turn == 0 || *plan.host == HostPolicy::Upstream) {
                 upload.write_head(host(plan.host, endpoint).as_ref());
             }
@@ -216,60 +230,102 @@ impl Upstreams {
             if !plan.is_tunnel
                 && let Some(link) = live.take(endpoint, now)
             {
-                match attempt(link, upload, &live, endpoint, plan, now).await {
+                match attempt(link, upload, &live, endpoint, plan, now, place).await {
                     Ok(answer) => return Ok(Sent::Answered(answer)),
                     // The endpoint gave up an idle connection while we took it for a good one.
-                    Err(Lost::Closed(detail)) => match upload {
+                    Err(Lost::Closed(failure, detail)) => match upload {
                         Some(upload) if upload.is_unsent() || upload.is_repeatable() => upload.rewind(),
-                        _ => return Err(counted(&live, Refusal::Failed { failure: Failure::Closed, detail })),
+                        _ => return Err(failed(&live, has_others, Refusal::Failed { failure, detail })),
                     },
-                    Err(Lost::Failed(refusal)) => return Err(counted(&live, refusal)),
+                    Err(Lost::Failed(refusal)) => return Err(failed(&live, has_others, refusal)),
                 }
             }
-            let tls = tls_of(endpoint, &live).map_err(|refusal| counted(&live, refusal))?;
+            let tls = tls_of(endpoint, &live).map_err(|refusal| failed(&live, has_others, refusal))?;
             // Boxed, as what is rare: every request would have to have room for it.
             match Box::pin(connect::dial(endpoint, tls, plan.timeouts.connect)).await {
-                Ok(link) => match attempt(link, upload, &live, endpoint, plan, Instant::now()).await {
+                Ok(link) => match attempt(link, upload, &live, endpoint, plan, Instant::now(), place).await {
                     Ok(answer) => return Ok(Sent::Answered(answer)),
-                    Err(Lost::Failed(refusal)) => return Err(counted(&live, refusal)),
-                    Err(Lost::Closed(detail)) => match upload {
+                    Err(Lost::Failed(refusal)) => return Err(failed(&live, has_others, refusal)),
+                    Err(Lost::Closed(failure, detail)) => match upload {
                         Some(upload) if upload.is_unsent() => {
                             upload.rewind();
-                            let detail: Box<str> = format!("{} closed a new connection at once", endpoint.label).into();
-                            live.failed(Failure::Closed, &detail);
-                            last = Some(DialError { failure: Failure::Closed, detail });
+                            let detail = format!("{} closed a new connection at once", endpoint.label).into();
+                            last = Some(unreached(&live, has_others, DialError { failure, detail }));
                         }
-                        _ => return Err(counted(&live, Refusal::Failed { failure: Failure::Closed, detail })),
+                        _ => return Err(failed(&live, has_others, Refusal::Failed { failure, detail })),
                     },
                 },
                 Err(error) => {
                     live.avoid();
-                    live.failed(error.failure, &error.detail);
-                    last = Some(error);
+                    last = Some(unreached(&live, has_others, error));
                 }
             }
         }
         Ok(Sent::Nowhere(last.unwrap_or(DialError { failure: Failure::Unroutable, detail: "no endpoint".into() })))
     }
 
+    /// Why nobody is asked at all: every endpoint says itself, by 5xx to its probes, that it takes no requests now.
+    ///
+    /// Silence does not shut an upstream. With another endpoint the healthy one is asked; without one the probe may be what
+    /// is wrong, or the gateway only busy, and a request that is tried has the outcome that it would have without probes:
+    /// a check may never be worse than none. The endpoint's own word is another matter: whoever is not ready answers
+    /// requests wrongly, or is overrun by them while it starts.
+    fn shut(&self, upstream: &Upstream, probe: &Arc<Probe>) -> DialError {
+        let mut why = String::new();
+        for endpoint in &upstream.endpoints {
+            let pulse = self.pool.board().pulse(endpoint, probe);
+            pulse.asked.notify_one();
+            why = format!("{}: {}", endpoint.label, pulse.why());
+        }
+        DialError { failure: Failure::NotReady, detail: why.into() }
+    }
+
     fn order(&self, plan: &Plan<'_>) -> impl Iterator<Item = usize> + use<> {
         let endpoints = &plan.upstream.endpoints;
         let mut several = Vec::new();
         if endpoints.len() > 1 {
-            let loads: Vec<Load> = endpoints
-                .iter()
-                .map(|endpoint| {
-                    let live = self.pool.live(endpoint);
-                    Load { in_flight: live.in_flight(), is_avoided: live.is_avoided() }
-                })
-                .collect();
             let turn = self.turn.get();
             self.turn.set(turn.wrapping_add(1));
+            let loads: Vec<Load> = endpoints.iter().map(|endpoint| self.load(endpoint, plan.upstream, turn)).collect();
             several = balance::order(plan.upstream.balance, &loads, turn % endpoints.len(), plan.client);
         }
         // The usual one endpoint needs no list.
         let one = 0..usize::from(endpoints.len() == 1);
         one.chain(several)
+    }
+
+    /// What there is to choose an endpoint by.
+    fn load(&self, endpoint: &Endpoint, upstream: &Upstream, turn: usize) -> Load {
+        let live = self.pool.live(endpoint);
+        let health = upstream.probe.as_ref().map(|probe| live.health(endpoint, probe, self.pool.board()));
+        let standing = match health {
+            Some(Health::NotReady) => Standing::NotReady,
+            Some(Health::Silent) => Standing::Unhealthy,
+            Some(Health::Healthy | Health::Untested) | None if live.is_avoided() => Standing::Avoided,
+            Some(Health::Healthy | Health::Untested) | None => live.vitals.standing(turn),
+        };
+        Load { in_flight: live.in_flight(), standing }
+    }
+}
+
+/// Notes a failure that a request was lost by. What the client did is no fault of the endpoint's.
+fn failed(live: &Live, has_others: bool, refusal: Refusal) -> Refusal {
+    if let Refusal::Failed { failure, detail } | Refusal::Unreachable { failure, detail } = &refusal {
+        live.failed(*failure, detail, has_others);
+    }
+    refusal
+}
+
+/// Notes that an endpoint did not take a connection, and says so. O-08: a moment after it has said that it goes away,
+/// that is a restart.
+fn unreached(live: &Live, has_others: bool, error: DialError) -> DialError {
+    live.failed(error.failure, &error.detail, has_others);
+    match error.failure {
+        Failure::Refused | Failure::Closed | Failure::Reset if live.vitals.is_restarting() => {
+            let detail = format!("{}; it said a moment ago that it goes away", error.detail).into();
+            DialError { failure: Failure::Restarting, detail }
+        }
+        _ => error,
     }
 }
 
@@ -277,14 +333,6 @@ impl Upstreams {
 enum Sent {
     Answered(Answer),
     Nowhere(DialError),
-}
-
-/// Counts what the endpoint is to blame for, and passes it on.
-fn counted(live: &Live, refusal: Refusal) -> Refusal {
-    if let Refusal::Failed { failure, detail } | Refusal::Unreachable { failure, detail } = &refusal {
-        live.failed(*failure, detail);
-    }
-    refusal
 }
 
 /// The `Host` that the endpoint gets in place of the client's.
@@ -319,6 +367,7 @@ async fn attempt(
     endpoint: &Arc<Endpoint>,
     plan: &Plan<'_>,
     now: Instant,
+    place: &mut Option<Place>,
 ) -> Result<Answer, Lost> {
     let in_flight = live.enter();
     let label = &endpoint.label;
@@ -348,15 +397,19 @@ async fn attempt(
                 return Poll::Ready(Err(Lost::Failed(Refusal::Failed { failure: Failure::Protocol, detail })));
             }
             Poll::Ready(Err(NoHead::Lost(error))) => {
-                let detail = match error {
-                    Some(error) => format!("{label} closed the connection: {error}").into(),
-                    None => format!("{label} closed the connection before it had answered").into(),
+                let (failure, detail) = match error {
+                    Some(error) if is_reset(&error) => {
+                        (Failure::Reset, format!("{label} reset the connection before it had answered"))
+                    }
+                    Some(error) => (Failure::Closed, format!("{label} closed the connection: {error}")),
+                    None => (Failure::Closed, format!("{label} closed the connection before it had answered")),
                 };
+                let detail = detail.into();
                 // An interim response says that it was seen.
                 let lost = if link.intake.read.is_empty() && interim == 0 {
-                    Lost::Closed(detail)
+                    Lost::Closed(failure, detail)
                 } else {
-                    Lost::Failed(Refusal::Failed { failure: Failure::Closed, detail })
+                    Lost::Failed(Refusal::Failed { failure, detail })
                 };
                 return Poll::Ready(Err(lost));
             }
@@ -385,18 +438,25 @@ async fn attempt(
         head.close();
     }
     let rest = upload.take().filter(|_| is_writing).map(|upload| write_on(upload, &link, plan));
+    live.vitals.answered(head.status() == StatusCode::SERVICE_UNAVAILABLE);
     let via_port = link.via_port;
     live.succeeded(now);
-    let lease = Lease { link, live: Rc::clone(live), endpoint: Arc::clone(endpoint), rest, in_flight };
+    let (live, place) = (Rc::clone(live), place.take());
+    let lease = Lease { link, live, endpoint: Arc::clone(endpoint), rest, in_flight, place };
     let response = AnswerBody::new(head, lease, plan.timeouts.idle);
     Ok(Answer { held: None, response, endpoint: Arc::clone(endpoint), via_port })
+}
+
+/// A process that died, or one that closed without having read what we sent.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 /// The endpoint has answered already: the request goes on beside the response, so that neither waits for the other.
 fn write_on(mut upload: Upload, link: &Link, plan: &Plan<'_>) -> Rest {
     let wire = Rc::clone(link.wire());
     let writing = tokio::task::spawn_local(async move { poll_fn(|cx| upload.poll_send(cx, &wire)).await.is_ok() });
-    Rest { abort: writing.abort_handle(), writing: Some(writing), meter: plan.meter.map(Rc::clone) }
+    Rest::new(writing, plan.meter.map(Rc::clone))
 }
 
 /// What the client is told when its request body broke off.

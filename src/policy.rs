@@ -8,6 +8,7 @@ pub mod access;
 pub mod count;
 pub mod credentials;
 pub mod decision;
+pub mod geo;
 pub mod headers;
 pub mod limits;
 pub mod lockout;

@@ -142,6 +142,11 @@ pub enum Refusal {
         /// When to come back, in seconds.
         retry_after: u32,
     },
+    /// The upstream has as many requests in flight as it may, and as many wait as may.
+    Overload {
+        /// How many, and what the request waited for.
+        detail: Box<str>,
+    },
     /// Nothing answered for as long as requests are held.
     Held {
         /// What was tried.
@@ -169,14 +174,20 @@ pub enum Failure {
     Dns,
     /// Its certificate was not accepted, or it refused ours.
     Tls,
-    /// It closed or reset the connection before its response.
+    /// It closed the connection before its response.
     Closed,
+    /// It reset the connection before its response: a process that died, or that did not read.
+    Reset,
     /// Its response is malformed.
     Protocol,
     /// It agreed to an upgrade and did not prove it, or answered 2xx without one.
     Upgrade,
     /// No response head in time.
     ResponseTimeout,
+    /// It says itself that it is not ready.
+    NotReady,
+    /// Nothing listens there, a moment after it has said that it goes away.
+    Restarting,
 }
 
 /// The words of one refusal.
@@ -313,6 +324,12 @@ impl Refusal {
                 "destination_unavailable",
                 "this address is being worked on and comes back soon",
             ),
+            Self::Overload { .. } => words(
+                S::SERVICE_UNAVAILABLE,
+                "E503-overload",
+                "connection_limit_reached",
+                "the gateway behind this address has too much to do",
+            ),
             Self::Held { .. } => words(
                 S::SERVICE_UNAVAILABLE,
                 "E503-held",
@@ -341,7 +358,8 @@ impl Refusal {
     /// What only the log and near clients are told.
     pub fn detail(&self) -> Option<&str> {
         match self {
-            Self::Unreachable { detail, .. } | Self::Held { detail } | Self::Failed { detail, .. } => Some(detail),
+            Self::Unreachable { detail, .. } | Self::Failed { detail, .. } => Some(detail),
+            Self::Held { detail } | Self::Overload { detail } => Some(detail),
             Self::AuthFailed { detail } | Self::AuthTimeout { detail } | Self::HookFailed { detail } => Some(detail),
             _ => None,
         }
@@ -400,7 +418,7 @@ impl Refusal {
             Self::Login { .. } | Self::LoginBusy | Self::NoCertificate | Self::NotLoggedIn { .. } => false,
             Self::NotAllowed { .. } | Self::AuthFailed { .. } | Self::AuthTimeout { .. } => false,
             Self::Hook { .. } | Self::HookFailed { .. } => false,
-            Self::Unreachable { .. } | Self::Held { .. } | Self::Failed { .. } => false,
+            Self::Unreachable { .. } | Self::Held { .. } | Self::Overload { .. } | Self::Failed { .. } => false,
             Self::Limited(limited) => limited.what.is_of_connections(),
             Self::Malformed { .. }
             | Self::BadHost
@@ -441,6 +459,27 @@ impl Refusal {
 }
 
 impl Failure {
+    /// All of them, for those who count.
+    pub const ALL: [Self; 12] = [
+        Self::Refused,
+        Self::ConnectTimeout,
+        Self::Unroutable,
+        Self::Dns,
+        Self::Tls,
+        Self::Closed,
+        Self::Reset,
+        Self::Protocol,
+        Self::Upgrade,
+        Self::ResponseTimeout,
+        Self::NotReady,
+        Self::Restarting,
+    ];
+
+    /// The stable code of the refusal that follows from it.
+    pub fn code(self) -> &'static str {
+        self.words().code
+    }
+
     /// The word in metrics: the code without its status.
     pub fn kind(self) -> &'static str {
         let code = self.words().code;
@@ -486,6 +525,12 @@ impl Failure {
                 "connection_terminated",
                 "the gateway behind this address closed the connection before it answered",
             ),
+            Self::Reset => words(
+                S::BAD_GATEWAY,
+                "E502-reset",
+                "connection_terminated",
+                "the gateway behind this address broke the connection off before it answered",
+            ),
             Self::Protocol => words(
                 S::BAD_GATEWAY,
                 "E502-protocol",
@@ -504,6 +549,15 @@ impl Failure {
                 "http_response_timeout",
                 "the gateway behind this address did not answer in time",
             ),
+            Self::NotReady => words(
+                S::SERVICE_UNAVAILABLE,
+                "E503-unhealthy",
+                "destination_unavailable",
+                "the gateway behind this address says that it is not ready",
+            ),
+            Self::Restarting => {
+                words(S::SERVICE_UNAVAILABLE, "E503-restarting", "destination_unavailable", "the gateway is restarting")
+            }
         }
     }
 }
@@ -792,6 +846,18 @@ mod tests {
         let far = answer(&refusal, "*/*", false);
         assert_eq!(far.headers()[PROXY_STATUS], "tidegate;error=connection_refused;details=\"E502-refused\"");
         assert_eq!(far.status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[test]
+    fn each_failure_is_told_apart() {
+        for (place, failure) in Failure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, place, "the order of the list is that of the type");
+            let same = Failure::ALL.iter().filter(|other| other.code() == failure.code()).count();
+            assert_eq!(same, 1, "{}", failure.code());
+            let refusal = Refusal::Unreachable { failure, detail: "x".into() };
+            let answer = answer(&refusal, "*/*", false);
+            assert_eq!(answer.headers().contains_key(RETRY_AFTER), failure.code().starts_with("E503"), "{failure:?}");
+        }
     }
 
     #[test]

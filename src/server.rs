@@ -34,12 +34,14 @@ use crate::admin::facts::{self, Facts};
 use crate::config::report::Report;
 use crate::config::{Input, Loaded};
 use crate::drain::{Drain, Phase, Work};
+use crate::forward::board::Board;
+use crate::forward::health;
 use crate::listen::bind::Adopted;
 use crate::listen::{Gate, panic_text};
 use crate::metrics::Metrics;
 use crate::ocsp;
 use crate::policy::password::Passwords;
-use crate::policy::{limits, switch, user_files};
+use crate::policy::{geo, limits, switch, user_files};
 use crate::site::{ProcessPolicy, SiteTable};
 use crate::snapshot::Snapshot;
 use crate::storage;
@@ -117,6 +119,7 @@ impl Server {
             gate: Gate::new(capacity.connections),
             limits: Arc::default(),
             metrics: Metrics::new(),
+            board: Arc::new(Board::new()),
         };
         parts.limits.bound_crowd(capacity.of_one);
 
@@ -217,12 +220,7 @@ impl Server {
         self.admin.put_in_force(prepared, &self.facts, false);
         self.loaded_at = date();
         self.keep_history(&loaded.sources);
-        let kept_text = format!(
-            "kept: {}, {}, {}",
-            counted(kept, "listener"),
-            counted(connections, "connection"),
-            counted(tunnels, "tunnel")
-        );
+        let kept_text = kept_text(kept, connections, tunnels);
         self.facts.reloads.keep(true, generation, format!("{changes}\n{kept_text}"));
         tracing::info!(
             event = "reloaded",
@@ -367,6 +365,12 @@ impl Server {
         supervise("metrics", move || facts::watch(facts.clone()));
         let snapshot = self.parts.snapshot.clone();
         supervise("maintenance", move || switch::watch(snapshot.clone()));
+        let (policies, snapshot) = (self.parts.policies.clone(), self.parts.snapshot.clone());
+        supervise("revocation lists", move || tls::revocation::watch(policies.clone(), snapshot.clone()));
+        let snapshot = self.parts.snapshot.clone();
+        supervise("countries", move || geo::watch(snapshot.clone()));
+        let (snapshot, board) = (self.parts.snapshot.clone(), self.parts.board.clone());
+        supervise("health", move || health::watch(snapshot.clone(), board.clone()));
         let (limits, snapshot) = (self.parts.limits.clone(), self.parts.snapshot.clone());
         supervise("limits", move || limits::tidy(limits.clone(), snapshot.clone()));
         let snapshot = self.parts.snapshot.clone();
@@ -533,6 +537,12 @@ where
     });
 }
 
+/// What a reload left open.
+fn kept_text(listeners: usize, connections: usize, tunnels: usize) -> String {
+    let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
+    format!("kept: {}, {connections}, {tunnels}", counted(listeners, "listener"))
+}
+
 /// `1 site`, `3 sites`.
 fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
@@ -566,6 +576,8 @@ pub(crate) mod tests {
             endpoints: vec![Arc::new(endpoint)],
             balance: Balance::LeastConn,
             hold: Duration::ZERO,
+            probe: None,
+            bound: None,
         };
         let forward = Forward {
             upstream: Arc::new(upstream),

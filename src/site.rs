@@ -5,6 +5,8 @@
 pub mod access;
 pub mod acme;
 pub mod auth;
+pub mod crl;
+pub mod geo;
 pub mod limit;
 pub mod policy;
 pub mod route;

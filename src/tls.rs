@@ -15,6 +15,7 @@ mod load;
 pub mod local_ca;
 mod policies;
 pub mod proofs;
+pub mod revocation;
 pub mod subject;
 
 use std::io;
@@ -155,6 +156,7 @@ where
     match StartHandshake::from_parts(accepted, Holding::new(stream)).into_stream(config).await {
         Ok(mut stream) => {
             stream.get_mut().0.settle();
+            stream.get_mut().1.set_buffer_limit(Some(UNSENT));
             let facts = TlsFacts::of(stream.get_ref().1, sni, &choice).map_err(|error| (None, error.into()))?;
             Ok(Handshake { stream, facts: Rc::new(facts) })
         }
@@ -290,6 +292,10 @@ fn list<'a>(names: impl Iterator<Item = &'a [u8]>) -> Box<str> {
     texts.join(", ").into()
 }
 
+/// Encrypted bytes that wait for a client which takes none. Our choice: two records, which is the largest piece that is
+/// written at once; a third only makes a slow client dearer.
+const UNSENT: usize = 36 << 10;
+
 /// Some of the names that this listener serves, for the log.
 fn some_names(table: &SiteTable, listener: ListenerId) -> Box<str> {
     // Five are enough to see a typing error; every scanner writes such a line.
@@ -360,6 +366,10 @@ fn certificate_fault(reason: &CertificateError) -> Box<str> {
         CertificateError::BadSignature => "its signature is wrong".into(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "it is not meant for clients (extended key usage)".into()
+        }
+        CertificateError::Revoked => "it was revoked".into(),
+        CertificateError::UnknownRevocationStatus => {
+            "no list in \"client_cert.crl\" says whether it, or an authority in its chain, was revoked".into()
         }
         other => format!("it was not accepted: {other}").into(),
     }

@@ -21,6 +21,7 @@ use crate::access_log::AccessLog;
 use crate::connection::Shared;
 use crate::drain::{Drain, Work};
 use crate::forward::Upstreams;
+use crate::forward::board::Board;
 use crate::forward::pool::EndpointFacts;
 use crate::listen::bind::Bound;
 use crate::listen::{Door, Gate, panic_text};
@@ -56,6 +57,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// The live state of limits.
     pub limits: Arc<Limits>,
+    /// What is known of endpoints.
+    pub board: Arc<Board>,
 }
 
 /// What a worker is told. Dropping the channel's other end stops it.
@@ -214,11 +217,12 @@ const LAST_RECORDS: Duration = Duration::from_millis(250);
 
 /// What all connections of this worker share.
 fn share(parts: Parts) -> Rc<Shared> {
-    let Parts { snapshot, policies, drain, log, auth, gate: _, limits, metrics } = parts;
+    let Parts { snapshot, policies, drain, log, auth, gate: _, limits, metrics, board } = parts;
     let proofs = Arc::clone(policies.proofs());
     let metrics = metrics.worker();
     metrics.follow(&snapshot.current().table);
-    let parts = request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(), limits, metrics };
+    let parts =
+        request::Parts { snapshot, drain, log, proofs, auth, upstreams: Upstreams::new(board), limits, metrics };
     Rc::new(Shared { parts: Rc::new(parts), policies })
 }
 
@@ -316,6 +320,7 @@ mod tests {
                 gate: Gate::new(limit),
                 metrics: Metrics::new(),
                 limits: Arc::default(),
+                board: Arc::default(),
             };
             let (ends, ended) = mpsc::unbounded_channel();
             let worker = Worker::start(0, parts.clone(), ends).expect("a thread and an event queue");

@@ -7,6 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+#[path = "suite/harness/mmdb.rs"]
+mod mmdb;
+
 use tidegate::config;
 use tidegate::site::acme::{Challenge, DnsProvider, Pending, Profile, TsigAlgorithm};
 
@@ -30,6 +33,7 @@ fn workshop() -> tempfile::TempDir {
     let key = rcgen::KeyPair::generate().expect("a key");
     let params = rcgen::CertificateParams::new(vec!["claw.example.com".to_owned()]).expect("a name");
     let chain = params.self_signed(&key).expect("a certificate").pem();
+    let (authorities, lists) = clients();
     for (name, content, mode) in [
         ("chain.pem", chain.as_str(), 0o644),
         ("private.key", key.serialize_pem().as_str(), 0o600),
@@ -39,6 +43,8 @@ fn workshop() -> tempfile::TempDir {
         ("tsig.txt", "c2VjcmV0LXdpdGgt//7/+w==\n", 0o600),
         ("plain.txt", "not*base64\n", 0o600),
         ("hook", "#!/bin/sh\n", 0o755),
+        ("clients.pem", authorities.as_str(), 0o644),
+        ("clients.crl.pem", lists.as_str(), 0o644),
         ("users", USERS, 0o600),
         ("users.open", USERS, 0o644),
         ("users.none", "# nobody yet\n", 0o600),
@@ -48,7 +54,33 @@ fn workshop() -> tempfile::TempDir {
         fs::write(&path, content).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("permissions set");
     }
+    for (name, kind) in [("countries.mmdb", "Test-Country"), ("networks.mmdb", "Test-ASN")] {
+        let database = mmdb::mmdb(kind, &[("203.0.113.0/24", "DE")]);
+        fs::write(folder.path().join("pem").join(name), database).expect("written");
+    }
     folder
+}
+
+/// Two authorities of clients; a revocation list of the first, which is old.
+fn clients() -> (String, String) {
+    let authority = |name: &str| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        (rcgen::Issuer::new(params, key), pem)
+    };
+    let ((first, first_pem), (_, second_pem)) = (authority("first"), authority("second"));
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2026, 1, 8),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    (first_pem + &second_pem, list.signed_by(&first).expect("a list").pem().expect("as text"))
 }
 
 /// Copies a folder.

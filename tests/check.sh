@@ -91,14 +91,18 @@ toml() {
     return "$failed"
 }
 
-# The file itself; or, where it names certificates of an installed system, a copy that names real pairs.
+# The file itself; or, where it names certificates or users of an installed system, a copy that names real ones.
 with_certificates() {
     local names copy name host
-    names=$(grep -oE '/etc/tidegate/[a-z0-9.-]+\.pem' "$1" | sort -u) || { echo "$1"; return; }
+    names=$(grep -oE '/etc/tidegate/([a-z0-9.-]+\.pem|users)' "$1" | sort -u) || { echo "$1"; return; }
     copy="$work/copy-${1//\//-}"
     mkdir -p "$work/etc"
     for name in $names; do
         name=$(basename "$name" .pem)
+        if [ "$name" = users ]; then
+            (umask 077 && echo secret | target/debug/tidegate hash-password --user alice >"$work/etc/users")
+            continue
+        fi
         host=$name.example.com
         (
             umask 077
@@ -169,7 +173,7 @@ acme() {
 
 # The release build in front of the real gateway, with real clients.
 gateway() {
-    cargo build --locked --release --bin tidegate
+    cargo build --locked --release --bin tidegate --example auth
     tests/gateway/run
 }
 

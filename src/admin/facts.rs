@@ -17,6 +17,7 @@ use super::reloads::Reloads;
 use crate::access_log::AccessLog;
 use crate::acme::alert;
 use crate::drain::{Drain, Phase, Work};
+use crate::forward::board::{Board, Health};
 use crate::forward::pool::EndpointFacts;
 use crate::listen::Gate;
 use crate::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Facts {
     pub metrics: Metrics,
     /// What limiters count.
     pub limits: Arc<Limits>,
+    /// What is known of endpoints beside what the workers know.
+    pub board: Arc<Board>,
     /// The last minutes of both.
     pub window: Window,
     /// The configuration in force.
@@ -92,6 +95,14 @@ impl EndpointState {
     pub fn is_up(&self) -> bool {
         self.error.is_none()
     }
+
+    /// Takes the word of its probes, which requests do not have to wait for.
+    fn judge(&mut self, health: Health, why: impl FnOnce() -> Arc<str>) {
+        self.is_known |= health != Health::Untested;
+        if health.is_unhealthy() {
+            self.error = Some((&*why()).into());
+        }
+    }
 }
 
 impl Facts {
@@ -107,6 +118,7 @@ impl Facts {
         Self {
             metrics: parts.metrics.clone(),
             limits: Arc::clone(&parts.limits),
+            board: Arc::clone(&parts.board),
             window: Window::new(),
             snapshot: Arc::clone(&parts.snapshot),
             certs: Arc::clone(certs),
@@ -154,7 +166,12 @@ impl Facts {
         for upstream in upstreams(&current.table) {
             for endpoint in &upstream.endpoints {
                 let facts = known.get(&endpoint.identity).map_or(&[][..], Vec::as_slice);
-                states.push(merge(&upstream.name, &endpoint.label, facts));
+                let mut state = merge(&upstream.name, &endpoint.label, facts);
+                if let Some(probe) = &upstream.probe {
+                    let pulse = self.board.pulse(endpoint, probe);
+                    state.judge(pulse.health(), || pulse.why());
+                }
+                states.push(state);
             }
         }
         states

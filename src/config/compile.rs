@@ -32,6 +32,7 @@ use super::units::display_duration;
 use super::values::{List, Period, Timeout};
 use crate::addr::{HostName, HostPattern};
 use crate::site::access::Switch;
+use crate::site::geo::Countries;
 use crate::site::policy::{Networks, TlsPolicy, TlsProfile, Trust};
 use crate::site::{AccessOutput, EdgeSettings, LogFormat, LogLevel, LogPolicy, ProcessPolicy, SiteTable, UnknownSni};
 use acme::Acme;
@@ -56,6 +57,7 @@ pub(crate) fn compile(main: &Arc<Source>, file: &File, report: &mut Report) -> O
         acme: Acme::default(),
         networks: Vec::new(),
         switches: Vec::new(),
+        countries: Vec::new(),
         limits: Vec::new(),
         ways: Ways::default(),
     };
@@ -87,6 +89,8 @@ struct Compiler<'r> {
     networks: Vec<Defined>,
     /// One for each file of `maintenance`.
     switches: Vec<Arc<Switch>>,
+    /// One for each file of `geo`.
+    countries: Vec<Arc<Countries>>,
     /// `[limits]`.
     limits: Vec<LimitSet>,
     /// `[auth]` and `[hooks]`.

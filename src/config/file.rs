@@ -9,14 +9,16 @@ mod acme;
 mod admin;
 mod auth;
 mod limits;
+mod upstream;
 
-pub(crate) use access::{DenyWith, Maintenance};
+pub(crate) use access::{DenyWith, Geo, Maintenance, OnUnknown};
 pub(crate) use acme::{Acme, Algorithm, Challenge, Dns, Eab, Fallback, Pending, Provider};
 pub(crate) use admin::Admin;
 pub(crate) use auth::{Auth, AuthType, Hook, HookMode, OnError, SkipIf, Users};
 pub(crate) use limits::{CountLimit, FailedAuth, LimitSet, Limits, LimitsText, Per, RateLimit};
+pub(crate) use upstream::{Balance, Health, Upstream, UpstreamTls};
 
-use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource, Secret};
+use super::kinds::{Certificate, HeaderText, Headers, Hsts, NetworkSource};
 use super::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
 use super::read::{At, Layer, Node, Reader, read_table};
 use super::report::Span;
@@ -207,45 +209,6 @@ mirror! {
 }
 
 mirror! {
-    /// One of `[upstreams]`.
-    Upstream, "an upstream" {
-        /// Its servers: `127.0.0.1:18789`, `http://name:port`, `https://name`, `unix:/path`. Names
-        /// are resolved again for each new connection.
-        servers: List<String> = required("[\"127.0.0.1:18789\"]");
-        /// How a server is chosen: `least-conn`, `round-robin`, or `hash:client`, which keeps a
-        /// client at its server. Default `least-conn`: tunnels live for days, and turns ignore it. Each
-        /// worker counts for itself.
-        balance: Balance = default("\"least-conn\"");
-        /// How long requests without a body, and upgrades, wait while no server answers, instead
-        /// of failing at once. Default `0s`: off.
-        hold: Period = default("\"0s\"");
-        /// How long an idle connection is kept for the next request. Must be below the server's
-        /// own limit, or requests race its close. Default `4s`: Node closes at 5 s.
-        keep_alive: Period = default("\"4s\"");
-        /// How many idle connections each worker keeps. Default 64, our choice: enough for a busy
-        /// page, few enough for a small server's file limit.
-        max_idle: Count<0, 100_000> = default("64");
-        /// TLS towards the servers, when the system's authorities are not enough. Servers without
-        /// a scheme then speak TLS.
-        tls: UpstreamTls = example("{ ca = \"upstream-ca.pem\" }");
-    }
-}
-
-mirror! {
-    /// `tls` of an upstream.
-    UpstreamTls, "\"tls\" of an upstream" {
-        /// PEM file with the authorities that are accepted in place of the system's.
-        ca: String = example("\"upstream-ca.pem\"");
-        /// PEM file with our own certificate chain, for mutual TLS. Needs `key`.
-        cert: String = example("\"edge.pem\"");
-        /// The private key of `cert`, by reference.
-        key: Secret = example("{ file = \"edge.key\" }");
-        /// The name that the server's certificate must have. Default: the name in `servers`.
-        server_name: String = example("\"gateway.internal\"");
-    }
-}
-
-mirror! {
     /// One of `[sites]`.
     Site, "a site" {
         /// Other names of this site, redirected to it.
@@ -322,6 +285,8 @@ mirror! {
         allow: List<String> = example("[\"office\", \"tailscale\"]");
         /// As `allow`: those who may not enter, even if `allow` names them.
         deny: List<String> = default("[]");
+        /// Who may enter by country, of those that `allow` and `deny` let in. The client's address is judged, as there.
+        geo: Geo = example("{ file = \"/var/lib/GeoIP/GeoLite2-Country.mmdb\", deny = [\"XX\"] }");
         /// What they get: 403; 404, which looks as if nothing were here; or `"drop"`: no answer, the connection is
         /// closed (over HTTP/2 the stream is reset). Default 403: honest people learn why. Behind a proxy `"drop"` becomes
         /// the proxy's own 502.
@@ -351,8 +316,10 @@ mirror! {
         /// unlinked temporary file, within `limits.body`. For upstreams that give a body only
         /// seconds. Default `false`: bodies are streamed.
         collect_request: bool = default("false");
-        /// As in `[upstreams]`, for an upstream without a name.
+        /// As in `[upstreams]`, for an upstream without a name. A named one that says nothing of its own has this too.
         hold: Period = default("\"0s\"");
+        /// As in `[upstreams]`, and as `hold` for a named one.
+        health: Health = example("{ path = \"/startupz\" }");
         /// Take the route's prefix off, send it as `X-Forwarded-Prefix`, and map `Location` and
         /// cookie paths back. The upstream must know relative links only.
         strip: bool = default("false");
@@ -447,6 +414,10 @@ mirror! {
     ClientCert, "\"client_cert\"" {
         /// PEM file with the authorities whose certificates are accepted.
         ca: String = required("\"clients.pem\"");
+        /// PEM file with the revocation lists of those authorities, one for each, also of those between them and the
+        /// clients: who is on one is refused, and who comes from an authority without one. Taken anew within seconds when
+        /// the file changes; a list that is old still holds, with a warning. Connections that stand stay.
+        crl: String = example("\"clients.crl.pem\"");
         /// Whether a handshake without a certificate fails.
         required: bool = default("true");
         /// Request header that carries the certificate's subject upstream. A client's own copy
@@ -468,11 +439,6 @@ choice! {
 choice! {
     /// `log.format`.
     Format { "json" => Json, "text" => Text, }
-}
-
-choice! {
-    /// `balance`.
-    Balance { "least-conn" => LeastConn, "round-robin" => RoundRobin, "hash:client" => HashClient, }
 }
 
 choice! {

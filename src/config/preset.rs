@@ -14,10 +14,11 @@ use super::report::{Report, Source, Span};
 /// The OpenClaw gateway: Control UI, sockets, uploads. Reasons: measured behaviour of the gateway.
 /// States only what differs from the built-in defaults, so that `[defaults]` decides the rest.
 const OPENCLAW: &str = r#"
-why = "the gateway gives a request body 30 s in all, takes uploads up to 32 MiB, and restarts within 15 s"
+why = "the gateway gives a request body 30 s in all, takes uploads up to 32 MiB, is silent for seconds when it is busy, and restarts within 15 s"
 collect_request = true
 limits.body = "32MiB"
 hold = "15s"
+health = { path = "/startupz", timeout = "5s", failures = 3 }
 "#;
 
 /// The gateway's HTTP API alone (`/v1`, `/tools`): no sockets, long answers.
@@ -28,6 +29,7 @@ limits.body = "20MiB"
 timeouts.response_head = "120s"
 timeouts.idle = "10m"
 hold = "15s"
+health = { path = "/startupz", timeout = "5s", failures = 3 }
 "#;
 
 /// Any server of WebSockets.

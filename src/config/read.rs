@@ -261,7 +261,7 @@ fn unknown_key<M: Mirror>(
 
 /// Keys of the format that this version does not have. Without them some would be taken for
 /// misspellings of others.
-const LATER: &[&str] = &["compress", "environment", "health", "identity", "proxy_protocol", "upgrade_grace"];
+const LATER: &[&str] = &["compress", "environment", "proxy_protocol", "upgrade_grace"];
 
 /// True when a table of this shape has the key.
 fn holds(shape: &Shape, name: &str) -> bool {

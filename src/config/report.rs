@@ -167,6 +167,16 @@ codes! {
     AdminReachable = "C130" Error;
     /// Metrics on an address that is not private.
     MetricsReachable = "C131" Warning;
+    /// A malformed path of a health check.
+    HealthPath = "C135" Error;
+    /// A malformed code of a country.
+    Country = "C140" Error;
+    /// A database that seems to know no countries.
+    NoCountries = "C141" Warning;
+    /// A revocation list whose time is over.
+    OldCrl = "C142" Warning;
+    /// An authority without a revocation list, beside others that have one.
+    NoCrl = "C143" Warning;
 }
 
 /// Whether the file can be used all the same.

@@ -115,8 +115,7 @@ pub fn reference() -> String {
                 }
             }
             // As comments: which keys belong together depends on the type.
-            // The keys of a set of limits are those of `limits`, which stand below.
-            (Shape::Map(inner), name) if table_in(inner).is_some() && !matches!(name, "networks" | "limits") => {
+            (Shape::Map(inner), name) if matches!(key.sample, Sample::Example("")) => {
                 let _ = writeln!(out, "#\n# [{name}.NAME]\n# Its keys:");
                 if let Some(table) = table_in(inner) {
                     inner_keys(&mut out, table, "  ");

@@ -159,6 +159,8 @@ pub struct Meter {
     /// The highest stream that the client has opened, and the one that h2 knows of.
     opened: u32,
     given: u32,
+    /// Bytes of frames other than DATA since the last turn: what they cost is work, not copying.
+    work: usize,
 }
 
 /// A block of fields that comes in several frames.
@@ -199,6 +201,7 @@ impl Meter {
             part_since: None,
             opened: 0,
             given: 0,
+            work: 0,
         }
     }
 
@@ -211,26 +214,31 @@ impl Meter {
         let finished = self.inbound.finished;
         while let Some(frame) = self.inbound.next(&mut bytes) {
             has_reset |= frame.kind == RST_STREAM;
+            if frame.kind != DATA {
+                self.work += Follower::HEAD + usize::try_from(frame.length).unwrap_or(0);
+            }
             self.judge(&frame, now)?;
         }
         if self.inbound.left == 0 {
             self.block.take_if(|block| block.ends);
         }
-        if self.inbound.finished != finished {
+        let is_in_control = self.inbound.is_in_control();
+        if self.inbound.finished != finished || !is_in_control {
             self.part_since = None;
         }
-        if self.inbound.is_in_control() {
+        if is_in_control {
             self.part_since.get_or_insert(now);
         }
         self.given = self.opened;
         Ok(has_reset)
     }
 
-    /// Counts what we have sent.
+    /// Counts what we have sent. True when a stream was reset for a fault of the client.
     ///
     /// # Errors
     /// What the client has made us send too much of.
-    pub fn went(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Excess> {
+    pub fn went(&mut self, mut bytes: &[u8], now: Instant) -> Result<bool, Excess> {
+        let mut has_fault = false;
         while let Some(frame) = self.outbound.next(&mut bytes) {
             match frame.kind {
                 DATA | HEADERS => {
@@ -242,11 +250,14 @@ impl Meter {
                         self.credit(Budget::Faults, Bucket::POINTS / 4);
                     }
                 }
-                RST_STREAM if FAULTS.contains(&frame.word) => self.take(Budget::Faults, 1, now)?,
+                RST_STREAM if FAULTS.contains(&frame.word) => {
+                    has_fault = true;
+                    self.take(Budget::Faults, 1, now)?;
+                }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(has_fault)
     }
 
     /// Since when the client owes the rest of a frame or of a block of fields.
@@ -466,20 +477,32 @@ pub struct Wire<S> {
     meter: RefCell<Meter>,
     excess: Cell<Option<Excess>>,
     has_reset: Cell<bool>,
-    /// What may still be read in this turn.
-    turn: Cell<usize>,
+    /// A stream was reset for a fault of the client, at any time.
+    is_suspect: Cell<bool>,
+    /// Requests that have begun in this turn.
+    begun: Cell<u32>,
 }
 
-/// What is read of one connection before all others have had their turn. Our choice: a thousand small frames at most, or
-/// some dozens of requests, are a millisecond of work; h2 would read on for as long as more comes.
-const TURN: usize = 32 << 10;
+/// Requests of one turn that begin at once. Our choice: what a page asks for at first; floods come in hundreds.
+const AT_ONCE: u32 = 8;
+
+/// How many bytes of frames other than DATA are read of one connection before all others have had their turn. Our choice:
+/// some dozens of requests, or hundreds of small frames, are less than a millisecond of work; h2 would read on for as
+/// long as more comes.
+const TURN: usize = 8 << 10;
 
 impl<S> Wire<S> {
     /// Counts what passes on `stream`.
     pub fn new(stream: S, head_bytes: usize) -> Rc<Self> {
         let meter = RefCell::new(Meter::new(head_bytes, Instant::now()));
-        let (excess, has_reset, turn) = (Cell::new(None), Cell::new(false), Cell::new(TURN));
-        Rc::new(Self { stream: RefCell::new(stream), meter, excess, has_reset, turn })
+        Rc::new(Self {
+            stream: RefCell::new(stream),
+            meter,
+            excess: Cell::new(None),
+            has_reset: Cell::new(false),
+            is_suspect: Cell::new(false),
+            begun: Cell::new(0),
+        })
     }
 
     /// The stream, for the last word.
@@ -505,12 +528,15 @@ impl<S> Wire<S> {
     /// Another turn of the connection's task begins.
     pub fn begin_turn(&self) {
         self.has_reset.set(false);
-        self.turn.set(TURN);
+        self.meter.borrow_mut().work = 0;
+        self.begun.set(0);
     }
 
-    /// Whether the client has reset a stream in this turn.
-    pub fn has_reset(&self) -> bool {
-        self.has_reset.get()
+    /// A request begins. True when it may be over already: what would end it may have come with it.
+    pub fn is_doubtful(&self) -> bool {
+        let begun = self.begun.get();
+        self.begun.set(begun + 1);
+        begun >= AT_ONCE || self.has_reset.get() || self.is_suspect.get()
     }
 }
 
@@ -530,10 +556,13 @@ impl<S> Metered<S> {
         for slice in slices {
             let taken = length.min(slice.len());
             length -= taken;
-            if let Err(excess) = self.0.meter.borrow_mut().went(&slice[..taken], now) {
-                self.0.excess.set(Some(excess));
-                // The next read tells.
-                cx.waker().wake_by_ref();
+            match self.0.meter.borrow_mut().went(&slice[..taken], now) {
+                Ok(has_fault) => self.0.is_suspect.set(self.0.is_suspect.get() | has_fault),
+                Err(excess) => {
+                    self.0.excess.set(Some(excess));
+                    // The next read tells.
+                    cx.waker().wake_by_ref();
+                }
             }
         }
     }
@@ -545,13 +574,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         if let Some(excess) = wire.excess.get() {
             return Poll::Ready(Err(io::Error::other(excess)));
         }
-        if wire.turn.get() == 0 {
+        if wire.meter.borrow().work >= TURN {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut *wire.stream.borrow_mut()).poll_read(cx, buffer))?;
-        wire.turn.set(wire.turn.get().saturating_sub(buffer.filled().len() - before));
         let judged = wire.meter.borrow_mut().came(&buffer.filled()[before..], Instant::now());
         Poll::Ready(match judged {
             Ok(has_reset) => {

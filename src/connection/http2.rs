@@ -89,8 +89,8 @@ where
         // Boxed: hyper moves it about, from one state of the stream to the next.
         let carried = Rc::clone(&carrier) as Rc<dyn Carrier>;
         let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), carried, request));
-        // The usual request begins at once.
-        let waits = frames.has_reset() || !carrier.takes_place();
+        // The usual request begins at once. One that waits is asked first whether its stream was reset.
+        let waits = frames.is_doubtful() || !carrier.takes_place();
         async move {
             if waits {
                 Box::pin(carrier.place()).await;
@@ -110,7 +110,7 @@ where
         .max_send_buf_size(64 << 10)
         // Resets are counted over time by `frame_meter`. As many as may be open may also be cancelled in one go, as
         // a browser does whose line was stuck.
-        .max_pending_accept_reset_streams(Some(100))
+        .max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .max_local_error_reset_streams(None)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT);

@@ -17,13 +17,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::Lease;
 use super::connect::EndpointStream;
+use super::lease::Lease;
 use super::link::Link;
 use super::pool::InFlight;
 use crate::body::BodyError;
 use crate::framing::rest::{Piece, Rest, trailer_fields};
 use crate::framing::{Chunks, Phrase};
+use crate::refusal::Failure;
 use crate::site::upstream::Endpoint;
 
 /// A response head, and the connection that its body comes from.
@@ -40,6 +41,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Notes that what it says is a failure of the endpoint's all the same.
+    pub fn note(&self, failure: Failure) {
+        if let Some(lease) = &self.response.body().lease {
+            lease.live.failed(failure, "it did not open the WebSocket", false);
+        }
+    }
+
     /// The stream after a 101 with what came early on it, and the place in the endpoint's count.
     pub fn into_tunnel(self) -> Option<(EndpointStream, Bytes, InFlight)> {
         let (link, in_flight) = self.response.into_body().lease?.into_parts();

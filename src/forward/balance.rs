@@ -5,6 +5,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::board::Standing;
 use crate::addr::ClientAddr;
 use crate::site::upstream::Balance;
 
@@ -13,8 +14,8 @@ use crate::site::upstream::Balance;
 pub struct Load {
     /// Requests and tunnels in flight.
     pub in_flight: usize,
-    /// It could not be reached a moment ago.
-    pub is_avoided: bool,
+    /// How good it is for this request.
+    pub standing: Standing,
 }
 
 /// Indices of the endpoints, best first. All are there: a connection that fails is tried on the next.
@@ -33,8 +34,13 @@ pub fn order(balance: Balance, loads: &[Load], turn: usize, client: Option<Clien
     let mut order: Vec<usize> = (0..count).map(|step| (start + step) % count).collect();
     // The sort is stable: equals stay in turn.
     match balance {
-        Balance::LeastConn => order.sort_by_key(|&at| (loads[at].is_avoided, loads[at].in_flight)),
-        Balance::RoundRobin | Balance::HashClient => order.sort_by_key(|&at| loads[at].is_avoided),
+        Balance::LeastConn => order.sort_by_key(|&at| (loads[at].standing, loads[at].in_flight)),
+        Balance::RoundRobin => order.sort_by_key(|&at| loads[at].standing),
+        // A client whose endpoint is back goes back to it: its share is who it always was.
+        Balance::HashClient => order.sort_by_key(|&at| match loads[at].standing {
+            Standing::Reserve => Standing::Usable,
+            standing => standing,
+        }),
     }
     order
 }
@@ -43,7 +49,7 @@ pub fn order(balance: Balance, loads: &[Load], turn: usize, client: Option<Clien
 mod tests {
     use super::*;
 
-    const FREE: Load = Load { in_flight: 0, is_avoided: false };
+    const FREE: Load = Load { in_flight: 0, standing: Standing::Usable };
 
     #[test]
     fn the_least_loaded_comes_first_and_equals_take_turns() {
@@ -55,9 +61,21 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_failed_comes_last() {
-        let loads = [Load { is_avoided: true, ..FREE }, Load { in_flight: 9, ..FREE }];
+        let loads = [Load { standing: Standing::Avoided, ..FREE }, Load { in_flight: 9, ..FREE }];
         assert_eq!(order(Balance::LeastConn, &loads, 0, None), [1, 0]);
         assert_eq!(order(Balance::RoundRobin, &loads, 0, None), [1, 0]);
+    }
+
+    #[test]
+    fn the_better_comes_first_and_none_is_left_out() {
+        use Standing::{Avoided, Ejected, NotReady, Reserve, Unhealthy, Usable};
+        let loads = [NotReady, Unhealthy, Ejected, Avoided, Reserve, Usable].map(|standing| Load { standing, ..FREE });
+        for balance in [Balance::LeastConn, Balance::RoundRobin] {
+            for turn in 0..6 {
+                assert_eq!(order(balance, &loads, turn, None), [5, 4, 3, 2, 1, 0]);
+            }
+        }
+        assert_eq!(order(Balance::HashClient, &loads[3..], 0, None), [1, 2, 0], "a client goes back to its own");
     }
 
     #[test]

@@ -49,15 +49,23 @@ pub async fn dial(
     tls: Option<Arc<rustls::ClientConfig>>,
     limit: Duration,
 ) -> Result<Link, DialError> {
+    reach(endpoint, tls, limit).await.map(Link::new)
+}
+
+/// As `dial`, for whoever speaks on the stream itself.
+///
+/// # Errors
+/// As those of `dial`.
+pub async fn reach(
+    endpoint: &Endpoint,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    limit: Duration,
+) -> Result<EndpointStream, DialError> {
     let deadline = Instant::now() + limit;
-    let stream = match timeout_at(deadline, open(endpoint, tls, deadline)).await {
-        Ok(opened) => opened?,
-        Err(_) => {
-            let detail = format!("{} did not accept a connection within {} s", endpoint.label, limit.as_secs_f32());
-            return Err(DialError { failure: Failure::ConnectTimeout, detail: detail.into() });
-        }
-    };
-    Ok(Link::new(stream))
+    timeout_at(deadline, open(endpoint, tls, deadline)).await.unwrap_or_else(|_| {
+        let detail = format!("{} did not accept a connection within {} s", endpoint.label, limit.as_secs_f32());
+        Err(DialError { failure: Failure::ConnectTimeout, detail: detail.into() })
+    })
 }
 
 async fn open(
@@ -118,7 +126,7 @@ impl DialError {
             io::ErrorKind::ConnectionRefused => (Failure::Refused, format!("nothing listens on {label}")),
             io::ErrorKind::NotFound => (Failure::Refused, format!("there is no socket {label}")),
             io::ErrorKind::TimedOut => (Failure::ConnectTimeout, format!("{label} did not accept a connection")),
-            io::ErrorKind::ConnectionReset => (Failure::Closed, format!("{label} reset the connection")),
+            io::ErrorKind::ConnectionReset => (Failure::Reset, format!("{label} reset the connection")),
             _ => (Failure::Unroutable, format!("{label} cannot be reached: {error}")),
         };
         Self { failure, detail: detail.into() }

@@ -12,23 +12,28 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::board::{Board, Health, Pulse, Vitals, upstreams};
 use super::link::Link;
 use crate::refusal::Failure;
 use crate::site::SiteTable;
-use crate::site::route::Action;
-use crate::site::upstream::{Endpoint, EndpointId};
+use crate::site::upstream::{Endpoint, EndpointId, Probe};
 
 /// The live state of every endpoint that this worker has used.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    board: Arc<Board>,
     endpoints: RefCell<HashMap<EndpointId, Rc<Live>>>,
 }
 
-/// The live state of one endpoint.
-#[derive(Debug, Default)]
+/// The live state of one endpoint, as one worker has it.
+#[derive(Debug)]
 pub struct Live {
+    /// What all workers know of it together.
+    pub vitals: Arc<Vitals>,
     idle: RefCell<Vec<Idle>>,
     in_flight: Cell<usize>,
+    /// Probes that were asked about, with what they say: found once a second, and not for each request.
+    pulses: RefCell<Vec<(Arc<Probe>, Arc<Pulse>)>>,
     /// Set after a connection failed: others are preferred until then.
     avoided_until: Cell<Option<Instant>>,
     /// When it last answered.
@@ -114,20 +119,30 @@ impl Queue {
     }
 }
 
-/// Our choice: an endpoint that came back is found within a quarter of a second.
-const TURN: Duration = Duration::from_millis(250);
+/// Our choice: an endpoint that came back is found within a quarter of a second, the connection to it included.
+const TURN: Duration = Duration::from_millis(200);
 
 /// Counts one request or tunnel at an endpoint until it is dropped.
 #[derive(Debug)]
 pub struct InFlight(Rc<Live>);
 
 impl Pool {
+    /// Nothing known yet.
+    pub fn new(board: Arc<Board>) -> Self {
+        Self { board, endpoints: RefCell::default() }
+    }
+
+    /// What all workers know together.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// The live state of an endpoint.
     pub fn live(&self, endpoint: &Endpoint) -> Rc<Live> {
         if let Some(live) = self.endpoints.borrow().get(&endpoint.identity) {
             return Rc::clone(live);
         }
-        let live = Rc::new(Live::default());
+        let live = Rc::new(Live::new(self.board.vitals(endpoint)));
         self.endpoints.borrow_mut().insert(endpoint.identity, Rc::clone(&live));
         live
     }
@@ -139,31 +154,52 @@ impl Pool {
 
     /// Drops the idle connections of endpoints that no site names any more, and those too old.
     pub fn sweep(&self, table: &SiteTable) {
-        let routes = || table.sites().iter().flat_map(|site| site.routes.iter());
-        let forwards = routes().filter_map(|route| match &route.action {
-            Action::Forward(forward) => Some(&forward.upstream),
-            Action::Redirect(_) | Action::Respond(_) => None,
-        });
-        let asked = routes().flat_map(|route| route.services()).map(|service| &service.upstream);
-        let used: HashMap<_, _> = forwards
-            .chain(asked)
+        let used: HashMap<_, _> = upstreams(table)
             .flat_map(|upstream| &upstream.endpoints)
             .map(|endpoint| (endpoint.identity, endpoint.keep_alive))
             .collect();
         self.endpoints.borrow_mut().retain(|identity, live| match used.get(identity) {
             Some(keep_alive) => {
+                live.pulses.borrow_mut().clear();
                 live.idle.borrow_mut().retain(|idle| idle.since.elapsed() < *keep_alive && idle.link.is_alive());
                 true
             }
             None => {
                 live.idle.borrow_mut().clear();
-                live.in_flight.get() > 0
+                live.in_flight() > 0
             }
         });
     }
 }
 
 impl Live {
+    fn new(vitals: Arc<Vitals>) -> Self {
+        Self {
+            vitals,
+            idle: RefCell::default(),
+            in_flight: Cell::default(),
+            answered: Cell::default(),
+            last_failure: RefCell::default(),
+            failures: RefCell::default(),
+            pulses: RefCell::default(),
+            avoided_until: Cell::default(),
+            queue: Queue::default(),
+            tls: OnceCell::new(),
+        }
+    }
+
+    /// What a probe says of the endpoint.
+    pub fn health(&self, endpoint: &Endpoint, probe: &Arc<Probe>, board: &Board) -> Health {
+        let mut pulses = self.pulses.borrow_mut();
+        if let Some((_, pulse)) = pulses.iter().find(|(known, _)| Arc::ptr_eq(known, probe)) {
+            return pulse.health();
+        }
+        let pulse = board.pulse(endpoint, probe);
+        let health = pulse.health();
+        pulses.push((Arc::clone(probe), pulse));
+        health
+    }
+
     /// An idle connection that is young enough and still open: the youngest, so that the rest can age out.
     pub fn take(&self, endpoint: &Endpoint, now: Instant) -> Option<Link> {
         let mut idle = self.idle.borrow_mut();
@@ -216,8 +252,9 @@ impl Live {
         self.answered.set(Some(now));
     }
 
-    /// Counts a failure.
-    pub fn failed(&self, failure: Failure, detail: &str) {
+    /// Counts a failure. `has_others`: whether others can do its work.
+    pub fn failed(&self, failure: Failure, detail: &str, has_others: bool) {
+        self.vitals.failed(failure, has_others);
         self.last_failure.replace(Some((Instant::now(), detail.into())));
         let mut failures = self.failures.borrow_mut();
         match failures.iter_mut().find(|(known, _)| *known == failure) {
@@ -229,7 +266,7 @@ impl Live {
     fn facts(&self, identity: EndpointId) -> EndpointFacts {
         EndpointFacts {
             identity,
-            in_flight: self.in_flight.get(),
+            in_flight: self.in_flight(),
             idle: self.idle.borrow().len(),
             held: self.queue.waiting.get(),
             answered: self.answered.get(),
@@ -253,6 +290,13 @@ impl Live {
 /// short enough that its return is used at once.
 const AVOIDED: Duration = Duration::from_secs(1);
 
+impl InFlight {
+    /// The endpoint has said that it goes away.
+    pub fn note_departure(&self) {
+        self.0.vitals.goes_away();
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
@@ -274,7 +318,7 @@ mod tests {
             }
         });
         futures_util::future::join_all(waiting).await;
-        assert!((4..=8).contains(&asked.get()), "{} attempts in two seconds", asked.get());
+        assert!((4..=10).contains(&asked.get()), "{} attempts in two seconds", asked.get());
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,7 +46,8 @@ impl<const N: usize> Histogram<N> {
 
     /// Observes one duration.
     pub fn observe(&self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // Not `as_micros`: that divides 128 bits.
+        let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(duration.subsec_micros().into());
         let at = self.bounds.partition_point(|bound| *bound < micros);
         self.counts.get(at).unwrap_or(&self.above).add(1);
         self.sum.add(micros);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::refusal::Refusal;
 use crate::site::access::{Access, DenyWith, Guest};
+use crate::site::geo::Geo;
 
 /// Lets a guest in, or says what it gets.
 ///
@@ -35,13 +36,36 @@ fn objection(access: &Access, guest: Guest) -> Option<Box<str>> {
         let entry = deny.entry_of(guest).unwrap_or_default();
         return Some(format!("the client is in \"deny\", by \"{entry}\"").into());
     }
-    match allow {
-        Some(allow) if allow.has(guest) => None,
-        None if deny.is_empty() => None,
+    let is_in = match allow {
+        Some(allow) => allow.has(guest),
+        None => deny.is_empty() || matches!(guest, Guest::Client(_)),
+    };
+    if !is_in {
         // It may be anybody, so also one of those who are kept out.
-        _ if !matches!(guest, Guest::Client(_)) => Some("the address of the client is not known".into()),
-        Some(_) => Some("the client is not in \"allow\"".into()),
-        None => None,
+        let is_known = matches!(guest, Guest::Client(_));
+        let why = if is_known { "the client is not in \"allow\"" } else { "the address of the client is not known" };
+        return Some(why.into());
+    }
+    access.geo.as_ref().and_then(|geo| foreign(geo, guest))
+}
+
+/// Why a guest may not enter by its country: with the country and the rule (N-32). Who is in a network of `allow` is judged
+/// all the same: both must let it in.
+fn foreign(geo: &Geo, guest: Guest) -> Option<Box<str>> {
+    let country = match guest {
+        Guest::Client(client) => geo.countries.of(client.ip()),
+        Guest::Local | Guest::Unknown => None,
+    };
+    match country {
+        Some(country) if geo.deny.contains(&country) => {
+            Some(format!("the client is in {country}, which is in \"geo.deny\"").into())
+        }
+        Some(country) => {
+            let is_allowed = geo.allow.as_ref().is_none_or(|allow| allow.contains(&country));
+            (!is_allowed).then(|| format!("the client is in {country}, which is not in \"geo.allow\"").into())
+        }
+        None if geo.admits_unknown => None,
+        None => Some("the country of the client is not known: \"geo.on_unknown\"".into()),
     }
 }
 
@@ -73,7 +97,13 @@ mod tests {
     }
 
     fn access(allow: Option<&[&str]>, deny: &[&str]) -> Access {
-        Access { allow: allow.map(list), deny: list(deny), deny_with: DenyWith::Forbidden, maintenance: None }
+        Access {
+            allow: allow.map(list),
+            deny: list(deny),
+            geo: None,
+            deny_with: DenyWith::Forbidden,
+            maintenance: None,
+        }
     }
 
     fn guest(text: &str) -> Guest {

@@ -165,6 +165,11 @@ impl Passwords {
 
     /// Judges a login of a client. Costs a hash only when it is not remembered.
     pub async fn judge(&self, users: &Arc<Users>, login: &Login, client: Option<ClientAddr>) -> Verdict {
+        // For those who wait for one another too.
+        timeout(2 * PATIENCE, self.judged(users, login, client)).await.unwrap_or(Verdict::Busy)
+    }
+
+    async fn judged(&self, users: &Arc<Users>, login: &Login, client: Option<ClientAddr>) -> Verdict {
         let digest = self.digest(users, login);
         loop {
             match self.step(digest, client.map(neighbourhood)) {

@@ -143,6 +143,7 @@ mod tests {
         route.access = Some(Box::new(Access {
             allow: None,
             deny: NetworkList::default(),
+            geo: None,
             deny_with: DenyWith::default(),
             maintenance: Some(Maintenance {
                 switch: Arc::clone(&switch),

@@ -64,7 +64,7 @@ enum Outcome {
 enum Denial {
     Refused(Refusal),
     /// The answer of the service of this way.
-    Answered(Reply, Arc<str>),
+    Answered(Box<Reply>, Arc<str>),
 }
 
 /// Lets a request in, or makes the answer to it: that of an auth service, or a refusal.
@@ -105,7 +105,7 @@ pub(super) async fn admit(
         Some(Denial::Refused(refusal)) => Err(refusal),
         Some(Denial::Answered(reply, name)) => {
             exchange.answered_by_auth(name);
-            Ok(Some(reply))
+            Ok(Some(*reply))
         }
         // Only for a route without a way, which is not asked here.
         None => Ok(None),

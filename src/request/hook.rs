@@ -19,6 +19,7 @@ use super::target;
 use crate::access_log::{HookRecord, HookVerdict};
 use crate::policy::decision::Decision;
 use crate::policy::headers::X_REQUEST_ID;
+use crate::policy::names;
 use crate::refusal::Refusal;
 use crate::site::auth::Hook;
 use crate::site::route::Route;
@@ -68,6 +69,8 @@ struct Told<'a> {
     client: Option<String>,
     site: Option<&'a str>,
     route: &'a str,
+    auth: Option<&'a str>,
+    user: Option<&'a str>,
     upgrade: bool,
     headers: BTreeMap<&'a str, String>,
 }
@@ -100,6 +103,7 @@ async fn decide(
 fn told(exchange: &Exchange, head: &request::Parts, hook: &Hook, is_tunnel: bool) -> Option<Bytes> {
     let log = &exchange.parts.log;
     let text = |value: Option<&HeaderValue>| value.map_or(String::new(), |value| lossy(value.as_bytes()));
+    let admission = exchange.admission.as_deref();
     let headers = hook.headers.iter().filter_map(|name| Some((name.as_str(), field(exchange, head, name)?)));
     let told = Told {
         id: exchange.id.to_str().ok()?,
@@ -110,14 +114,22 @@ fn told(exchange: &Exchange, head: &request::Parts, hook: &Hook, is_tunnel: bool
         client: exchange.client.map(|client| client.to_string()),
         site: exchange.site.as_ref().map(|site| &*site.label),
         route: exchange.route.as_ref().map_or("", |route| &route.condition.prefix),
+        auth: admission.map(|admission| &*admission.auth.name),
+        user: admission.and_then(|admission| admission.user.as_deref()),
         upgrade: is_tunnel,
         headers: headers.collect(),
     };
     serde_json::to_vec(&told).ok().map(Bytes::from)
 }
 
-/// A header of the request as the hook is told of it: masked where records mask it.
+/// A header of the request as the hook is told of it: masked where records mask it. What a client says of who it is
+/// is not told: `user` says what is true of that.
 fn field(exchange: &Exchange, head: &request::Parts, name: &HeaderName) -> Option<String> {
+    let is_forged = exchange.generation.table.identity_headers.contains(name)
+        || names::meaning(name.as_str()) != names::Meaning::EndToEnd;
+    if is_forged {
+        return None;
+    }
     let mut lines = head.headers.get_all(name).iter().peekable();
     lines.peek()?;
     let shown = |value: &HeaderValue| {

@@ -338,6 +338,8 @@ mod tests {
             endpoints: vec![Arc::new(endpoint)],
             balance: Balance::default(),
             hold: Duration::ZERO,
+            probe: None,
+            bound: None,
         };
         let forward = Forward {
             upstream: Arc::new(upstream),

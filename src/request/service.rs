@@ -109,8 +109,11 @@ fn trouble(refusal: &Refusal) -> Trouble {
             | Failure::Dns
             | Failure::Tls
             | Failure::Closed
+            | Failure::Reset
             | Failure::Protocol
-            | Failure::Upgrade => Trouble::Failed(words),
+            | Failure::Upgrade
+            | Failure::NotReady
+            | Failure::Restarting => Trouble::Failed(words),
         },
         _ => Trouble::Failed(words),
     }

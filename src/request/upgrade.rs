@@ -10,10 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest;
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
 use hyper::ext::Protocol;
@@ -27,6 +23,7 @@ use crate::body::Body;
 use crate::drain::{Guard, Work};
 use crate::forward::Answer;
 use crate::forward::connect::EndpointStream;
+use crate::forward::handshake;
 use crate::forward::pool::InFlight;
 use crate::forward::tunnel::{self, End, How, Outcome, Side};
 use crate::metrics::EndedTunnel;
@@ -67,7 +64,8 @@ impl Upgrade {
             return Ok(None);
         }
         let mut keys = head.headers.get_all(SEC_WEBSOCKET_KEY).iter();
-        let key = keys.next().filter(|key| is_key(key)).cloned().ok_or(Refusal::BadWebSocketKey)?;
+        let key =
+            keys.next().filter(|key| handshake::is_key(key.as_bytes())).cloned().ok_or(Refusal::BadWebSocketKey)?;
         if keys.next().is_some() {
             return Err(Refusal::BadWebSocketKey);
         }
@@ -93,7 +91,8 @@ impl Upgrade {
             return Some("its 101 does not upgrade to websocket");
         }
         let mut proofs = fields.get_all(SEC_WEBSOCKET_ACCEPT).iter();
-        let is_proven = proofs.next().is_some_and(|proof| proof.as_bytes() == accept_of(&self.key).as_bytes());
+        let is_proven =
+            proofs.next().is_some_and(|proof| proof.as_bytes() == handshake::proof_of(self.key.as_bytes()).as_bytes());
         (!is_proven || proofs.next().is_some()).then_some("its Sec-WebSocket-Accept is wrong")
     }
 }
@@ -112,23 +111,9 @@ fn has_token(fields: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     })
 }
 
-/// RFC 6455 4.2.1: sixteen bytes in base64.
-fn is_key(key: &HeaderValue) -> bool {
-    BASE64_STANDARD.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
-}
-
 fn fresh_key() -> Result<HeaderValue, Refusal> {
-    let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Refusal::Busy)?;
-    HeaderValue::from_str(&BASE64_STANDARD.encode(bytes)).map_err(|_| Refusal::Busy)
-}
-
-/// RFC 6455 4.2.2 (5.4): the proof for a key.
-fn accept_of(key: &HeaderValue) -> String {
-    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-    context.update(key.as_bytes());
-    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    BASE64_STANDARD.encode(context.finish())
+    let key = handshake::fresh_key().ok_or(Refusal::Busy)?;
+    HeaderValue::from_str(&key).map_err(|_| Refusal::Busy)
 }
 
 /// The endpoint has answered a request for a tunnel.
@@ -149,6 +134,7 @@ pub fn conclude(
         _ => return Ok(reply::from_endpoint(exchange, answer, forward)),
     };
     if let Some(doubt) = doubt {
+        answer.note(Failure::Upgrade);
         let label = &answer.endpoint.label;
         let detail = format!("{label}: {doubt} (status {})", status.as_u16()).into();
         return Err(Refusal::Failed { failure: Failure::Upgrade, detail });
@@ -178,6 +164,9 @@ pub fn conclude(
     Ok(Reply::own(opened))
 }
 
+/// "Service restart" (the registry of RFC 6455 11.7): what the gateway says before it goes.
+const RESTARTS: u16 = 1012;
+
 /// What a tunnel keeps of the request that opened it: small, and in buffers of its own, because a
 /// header value would keep the whole head in memory for days.
 struct Ticket {
@@ -191,9 +180,9 @@ struct Ticket {
     lockout: Option<(Arc<LockoutRule>, Guest)>,
     /// Taken before the 101 is sent: a drain that begins in between does not lose the tunnel.
     _guard: Guard,
+    in_flight: InFlight,
     /// What it takes of what is counted: its own places, and those of the connection that it was.
     places: (Option<Hold>, Option<Hold>, Option<Rc<Places>>),
-    _in_flight: InFlight,
 }
 
 /// Texts for the record.
@@ -244,7 +233,7 @@ impl Ticket {
                 exchange.parts.limits.count_tunnel(&exchange.site.as_ref()?.label),
                 Some(Rc::clone(&exchange.connection.places)),
             ),
-            _in_flight: in_flight,
+            in_flight,
         })
     }
 
@@ -256,6 +245,9 @@ impl Ticket {
         let listed = self.parts.metrics.tunnels.enter(Rc::clone(&self.open));
         let watch = |inbound, outbound| self.open.bytes.set((inbound, outbound));
         let outcome = tunnel::join(client_side, endpoint_side, self.idle, &self.parts.drain, watch).await;
+        if outcome.ended_by == Side::Upstream && matches!(&outcome.how, How::Close(close) if close.code == RESTARTS) {
+            self.in_flight.note_departure();
+        }
         if let Some((rule, guest)) = self.lockout.as_ref().filter(|_| is_failed_login(&outcome)) {
             self.parts.limits.failed(rule, *guest);
         }

@@ -129,6 +129,8 @@ fn value_changes(old: &Route, new: &Route) -> Vec<String> {
         ("deny", access(old).1 != access(new).1),
         ("deny_with", access(old).2 != access(new).2),
         ("maintenance", differ(&access(old).3, &access(new).3)),
+        ("auth", differ(&old.auth, &new.auth)),
+        ("hooks", differ(&old.hooks, &new.hooks)),
         ("limits", differ(&old.limiters, &new.limiters)),
         ("headers", differ(&old.headers, &new.headers)),
         ("origins", old.origins != new.origins),

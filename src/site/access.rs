@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::geo::Geo;
 use super::policy::Networks;
 use crate::addr::ClientAddr;
 
@@ -22,6 +23,8 @@ pub struct Access {
     pub allow: Option<NetworkList>,
     /// Who may not, whatever `allow` says.
     pub deny: NetworkList,
+    /// Who may and may not, by country; `None` for everybody.
+    pub geo: Option<Geo>,
     /// What those get who may not.
     pub deny_with: DenyWith,
     /// When nobody may but a few.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use ipnet::IpNet;
 
+use super::crl::Crl;
 use crate::addr::{ListenAddr, PeerAddr};
 
 /// A list of networks. Linear search: measured faster than a trie below some fifty entries.
@@ -274,6 +275,8 @@ pub struct ClientCert {
     pub ca_file: PathBuf,
     /// Those certificates (DER), read when the configuration was loaded.
     pub ca: Arc<[Vec<u8>]>,
+    /// Which certificates are revoked; `None` when that is not asked.
+    pub crl: Option<Crl>,
     /// Whether a handshake without a certificate fails.
     pub required: bool,
     /// The request header that carries the subject upstream; a client's own copy never passes.

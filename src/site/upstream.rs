@@ -21,6 +21,40 @@ pub struct Upstream {
     pub balance: Balance,
     /// How long requests without a body wait while nothing answers; zero to refuse at once.
     pub hold: Duration,
+    /// How its endpoints are checked; `None` for not at all.
+    pub probe: Option<Arc<Probe>>,
+    /// How many requests may be in flight; `None` for any number.
+    pub bound: Option<Bound>,
+}
+
+/// A check of an endpoint that the edge makes by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Probe {
+    /// What is asked for: path and query.
+    pub target: Arc<str>,
+    /// The `Host` that is sent; the endpoint's own address without one.
+    pub host: Option<Arc<str>>,
+    /// From the beginning of one to the beginning of the next.
+    pub every: Duration,
+    /// From the first packet to the answer, TLS included.
+    pub timeout: Duration,
+    /// So many in a row that fail make an endpoint unhealthy.
+    pub failures: usize,
+    /// So many in a row that succeed make it healthy again.
+    pub successes: usize,
+    /// A WebSocket is opened, up to the endpoint's first frame.
+    pub is_websocket: bool,
+}
+
+/// How many requests an upstream gets at once, from all workers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// In flight, from the request's first byte to the response's last. A tunnel leaves its place when it opens.
+    pub in_flight: usize,
+    /// How many more may wait.
+    pub queue: usize,
+    /// How long they may.
+    pub patience: Duration,
 }
 
 /// How an endpoint is chosen.

@@ -131,8 +131,13 @@ mod tests {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, "edge");
         let leaf = params.signed_by(&key, &issuer).expect("a certificate");
-        let rule =
-            ClientCert { ca_file: "ca.pem".into(), ca: Arc::new([root.der().to_vec()]), required: true, header: None };
+        let rule = ClientCert {
+            ca_file: "ca.pem".into(),
+            ca: Arc::new([root.der().to_vec()]),
+            crl: None,
+            required: true,
+            header: None,
+        };
         let policy = TlsPolicy { client_cert: Some(rule), ..policy() };
         let edge = Edge::new(UnknownSni::Reject, vec![site("a.test", &policy, CertificateSource::Local)]);
         let identity = ClientIdentity { chain: vec![leaf.der().to_vec()], key_pem: key.serialize_pem().into_bytes() };

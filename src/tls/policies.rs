@@ -5,12 +5,16 @@
 //! of an open site into one that demands a certificate. Equal policies may share, because rustls
 //! itself refuses to resume under another SNI (RFC 6066 3).
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite as suite, kx_group as group};
-use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::server::{
+    ClientHello, ResolvesServerCert, ServerSessionMemoryCache, VerifierBuilderError, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
@@ -18,6 +22,7 @@ use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtoco
 use super::certs::CertStore;
 use super::fault::TlsError;
 use super::proofs::{ACME_TLS, ProofBoard};
+use crate::site::crl::Lists;
 use crate::site::policy::{Alpn, ClientCert, TlsPolicy, TlsProfile};
 use crate::site::{Site, SiteTable};
 
@@ -35,6 +40,8 @@ pub struct Policies {
 struct Entry {
     policy: Arc<TlsPolicy>,
     config: Arc<ServerConfig>,
+    /// The lists of revoked certificates in it: those of the policy, or newer ones of the same file.
+    lists: Lists,
     /// What the last handshake ran on: mostly the next one's certificate is the same.
     latest: Arc<ArcSwapOption<(Arc<CertifiedKey>, Arc<ServerConfig>)>>,
 }
@@ -105,11 +112,27 @@ impl Policies {
         if let Some(entry) = self.find(policy) {
             return Ok(entry);
         }
-        let entry = Entry { policy: Arc::clone(policy), config: Arc::new(build(policy)?), latest: Arc::default() };
+        let entry = Entry::new(policy, lists_of(policy))?;
         let mut entries = Vec::clone(&self.entries.load());
         entries.push(entry.clone());
         self.entries.store(Arc::new(entries));
         Ok(entry)
+    }
+
+    /// Puts other lists of revoked certificates in force for a policy, with new ticket keys. False when they are already,
+    /// or the policy is not in use.
+    ///
+    /// # Errors
+    /// When they cannot be used; those in force stay then.
+    pub(super) fn renew_lists(&self, policy: &Arc<TlsPolicy>, lists: &Lists) -> Result<bool, TlsError> {
+        let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = Vec::clone(&self.entries.load());
+        let Some(entry) = entries.iter_mut().find(|entry| entry.policy == *policy && entry.lists != *lists) else {
+            return Ok(false);
+        };
+        *entry = Entry::new(policy, Arc::clone(lists))?;
+        self.entries.store(Arc::new(entries));
+        Ok(true)
     }
 
     /// A linear search: an edge has a handful of policies, however many sites it has.
@@ -124,6 +147,19 @@ impl Policies {
     pub(super) fn count(&self) -> usize {
         self.entries.load().len()
     }
+}
+
+impl Entry {
+    fn new(policy: &Arc<TlsPolicy>, lists: Lists) -> Result<Self, TlsError> {
+        let config = Arc::new(build(policy, &lists)?);
+        Ok(Self { policy: Arc::clone(policy), config, lists, latest: Arc::default() })
+    }
+}
+
+/// The lists of revoked certificates that a policy was loaded with.
+fn lists_of(policy: &TlsPolicy) -> Lists {
+    let crl = policy.client_cert.as_ref().and_then(|rule| rule.crl.as_ref());
+    crl.map_or_else(|| Arc::from([]), |crl| Arc::clone(&crl.lists))
 }
 
 /// Every site with TLS, and its policy.
@@ -170,7 +206,7 @@ pub(super) fn proof_config(key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, 
     Ok(Arc::new(config))
 }
 
-fn build(policy: &TlsPolicy) -> Result<ServerConfig, TlsError> {
+fn build(policy: &TlsPolicy, lists: &[Vec<u8>]) -> Result<ServerConfig, TlsError> {
     let unusable = |error: rustls::Error| {
         TlsError::new("the TLS policy cannot be used", "report this with the output of `tidegate show`").because(error)
     };
@@ -179,7 +215,7 @@ fn build(policy: &TlsPolicy) -> Result<ServerConfig, TlsError> {
         .with_protocol_versions(versions_of(policy.profile))
         .map_err(unusable)?;
     let builder = match &policy.client_cert {
-        Some(rule) => builder.with_client_cert_verifier(verifier(rule, provider)?),
+        Some(rule) => builder.with_client_cert_verifier(verifier(rule, lists, provider)?),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(Arc::new(Chosen(None)));
@@ -198,6 +234,7 @@ fn build(policy: &TlsPolicy) -> Result<ServerConfig, TlsError> {
 
 fn verifier(
     rule: &ClientCert,
+    lists: &[Vec<u8>],
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
     let fault = |error: Box<dyn std::error::Error + Send + Sync>| {
@@ -211,7 +248,17 @@ fn verifier(
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let builder = if rule.required { builder } else { builder.allow_unauthenticated() };
-    builder.build().map_err(|error| fault(error.into()))
+    // Without lists nothing is asked. With them the whole chain is judged, and what no list speaks of is refused: an
+    // authority whose list is missing would otherwise let its revoked clients in. A list that is old still holds.
+    let builder = builder.with_crls(lists.iter().map(|der| CertificateRevocationListDer::from(der.clone())));
+    builder.build().map_err(|error| match error {
+        VerifierBuilderError::InvalidCrl(error) => {
+            TlsError::new("cannot use the revocation lists", "put the lists of the authorities there in PEM form")
+                .in_file(rule.crl.as_ref().map_or(Path::new(""), |crl| &crl.file))
+                .because(rustls::Error::from(error))
+        }
+        error => fault(error.into()),
+    })
 }
 
 /// The identifier of RFC 7301 6.

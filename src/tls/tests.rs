@@ -34,8 +34,13 @@ impl Clients {
 
     /// The rule that accepts them.
     fn rule(&self, required: bool) -> TlsPolicy {
-        let rule =
-            ClientCert { ca_file: "clients.pem".into(), ca: Arc::new([self.der.clone()]), required, header: None };
+        let rule = ClientCert {
+            ca_file: "clients.pem".into(),
+            ca: Arc::new([self.der.clone()]),
+            crl: None,
+            required,
+            header: None,
+        };
         TlsPolicy { client_cert: Some(rule), ..policy() }
     }
 
@@ -382,8 +387,13 @@ async fn one_deadline_bounds_every_stage() {
 #[test]
 fn a_broken_client_authority_is_a_fault_that_names_site_and_file() {
     let edge = Edge::plain(&["a.test"]);
-    let rule =
-        ClientCert { ca_file: "clients.pem".into(), ca: Arc::new([vec![1, 2, 3]]), required: true, header: None };
+    let rule = ClientCert {
+        ca_file: "clients.pem".into(),
+        ca: Arc::new([vec![1, 2, 3]]),
+        crl: None,
+        required: true,
+        header: None,
+    };
     let broken = TlsPolicy { client_cert: Some(rule), ..policy() };
     let sites = vec![site("b.test", &broken, CertificateSource::Local)];
     let error = edge.policies.prepare(&table(edge.storage.path(), UnknownSni::Reject, sites)).expect_err("a fault");

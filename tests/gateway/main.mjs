@@ -10,6 +10,7 @@ import { restart } from "./checks/restart.mjs";
 import { tools } from "./checks/tools.mjs";
 import { eventStreams, largeHeader, slowUploads } from "./checks/transfer.mjs";
 import { forgedHeaders, lockout, pairing, surfaceLinks } from "./checks/trust.mjs";
+import { whoseRefusal } from "./checks/whose.mjs";
 import { Clients } from "./clients.mjs";
 import { Edge } from "./edge.mjs";
 import { Gateway } from "./gateway.mjs";
@@ -55,6 +56,7 @@ try {
   await tools(scene);
   await localAttribution(scene);
   await lockout(scene); // its address stays locked out for 5 minutes: nobody else uses it
+  await whoseRefusal(scene);
   await restart(scene);
   await identityHeaders(scene);
   await logins(scene);

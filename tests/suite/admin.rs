@@ -333,6 +333,20 @@ async fn health_is_503_while_the_edge_drains() {
     assert_eq!(edge.exit().await.code(), Some(0));
 }
 
+/// What health checks find is in the status before any request has met it.
+#[tokio::test]
+async fn what_a_health_check_finds_is_in_the_status() {
+    let upstream = Upstream::answering(|_| Answer::status("503 Service Unavailable", "", "")).await;
+    let health = "health = { path = \"/startupz\", every = \"50ms\", failures = 1 }";
+    let edge = Edge::start(&site_with("a.test", &upstream, health)).await;
+    edge.event("unhealthy").await;
+    let status = ask(&edge, "/status").await.json();
+    let found = &status["upstreams"][0];
+    assert_eq!(found["connected"], false, "{found}");
+    assert!(found["error"].as_str().unwrap().contains("GET /startupz is answered with 503"), "{found}");
+    assert_eq!(ask(&edge, "/readyz").await.status, 503);
+}
+
 /// F-22, M-26: named checks, and for a gateway that does not answer an error that says so.
 #[tokio::test]
 async fn the_status_says_what_is_wrong_with_an_upstream() {

@@ -377,3 +377,28 @@ async fn what_hash_password_prints_lets_its_user_in() {
     let fields = [(":method", "GET"), (":scheme", "https"), (":authority", "a.test"), (":path", "/")];
     assert_eq!(raw.request(1, &fields).await, Outcome::Status(401));
 }
+
+/// Wrong passwords feed the lockout, missing ones do not; the right password is refused while it lasts, from there.
+#[tokio::test]
+async fn wrong_passwords_lock_a_client_out() {
+    let upstream = Upstream::saying("inside").await;
+    let (_dir, auth) = users();
+    let lines = "auth = [\"staff\"]\nlimits.failed_auth = { max = 3 }";
+    let config = format!("[trust]\nproxies = [\"127.0.0.0/8\"]\n{auth}{}", site_with("a.test", &upstream, lines));
+    let edge = Edge::start(&config).await;
+    let status = async |client: &str, lines: &str| {
+        edge.get_with("a.test", "/", &format!("X-Forwarded-For: {client}\r\n{lines}")).await.status
+    };
+    let (right, wrong) = (basic("alice", "secret"), basic("alice", "wrong"));
+    for _ in 0..5 {
+        assert_eq!(status("203.0.113.9", "").await, 401);
+    }
+    assert_eq!(status("203.0.113.9", &right).await, 200);
+    for _ in 0..3 {
+        assert_eq!(status("203.0.113.9", &wrong).await, 401);
+    }
+    assert_eq!(status("203.0.113.9", &right).await, 429);
+    assert_eq!(status("203.0.113.10", &right).await, 200);
+    let record = edge.record_where("the lockout", |record| record["status"] == 429).await;
+    assert!(record["auth"].is_null() && record["user"].is_null(), "{record}");
+}

@@ -30,11 +30,15 @@ async fn a_hook_is_told_what_a_record_says_and_no_body() {
     let (upstream, service) = (Upstream::echo().await, service().await);
     let config = format!(
         "{}{}",
-        hook(&service, "headers = [\"User-Agent\", \"Accept-Language\", \"x-listed\"]\nmode = \"enforce\""),
+        hook(
+            &service,
+            "headers = [\"User-Agent\", \"Accept-Language\", \"x-listed\", \"x-forwarded-for\", \"remote-user\"]\nmode = \"enforce\""
+        ),
         site_with("a.test", &upstream, "hooks = [\"score\"]")
     );
     let edge = Edge::start(&format!("[log]\nredact.headers = [\"x-listed\"]\n{config}")).await;
-    let lines = "User-Agent: probe/1\r\nX-Listed: s3cret\r\nAuthorization: Bearer s3cret\r\nCookie: s3cret=1\r\nContent-Length: 6\r\n";
+    let lines = "User-Agent: probe/1\r\nX-Listed: s3cret\r\nAuthorization: Bearer s3cret\r\nCookie: s3cret=1\r\n\
+        Remote-User: s3cret\r\nX-Forwarded-For: s3cret\r\nContent-Length: 6\r\n";
     let request = format!("POST /x?token=s3cret&a=1 HTTP/1.1\r\nHost: a.test\r\n{lines}\r\ns3cret");
     assert_eq!(edge.exchange("a.test", request).await.text(), "s3cret");
     let asked = service.only().await;

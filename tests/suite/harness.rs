@@ -5,6 +5,7 @@
 
 mod edge;
 mod http2;
+mod mmdb;
 mod tls;
 mod upstream;
 mod websocket;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub(crate) use edge::{Edge, Run, run_in};
 pub(crate) use http2::{Frame, H2, H2Reply, Outcome, RawH2, field, read as read_h2};
+pub(crate) use mmdb::mmdb;
 pub(crate) use tls::{ClientTls, SelfSigned, TestCa, handshake_at};
 pub(crate) use upstream::{Answer, Scripted, Seen, Upstream, UpstreamWire};
 pub(crate) use websocket::{

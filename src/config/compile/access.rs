@@ -1,14 +1,16 @@
-//! `allow`, `deny`, `deny_with`, `maintenance`: who may enter, and lists that surely mean something else.
+//! `allow`, `deny`, `geo`, `deny_with`, `maintenance`: who may enter, and lists that surely mean something else.
 
 use std::sync::Arc;
 
 use super::networks::in_layer;
+use super::text::Fault;
 use super::{Compiler, disk, list, period};
 use crate::config::file::{self, Shared};
 use crate::config::read::At;
 use crate::config::report::{Code, Diagnostic, Span};
 use crate::config::values::List;
 use crate::site::access::{Access, DenyWith, Maintenance, NetworkList, Switch};
+use crate::site::geo::{Countries, Country, Geo};
 
 impl Compiler<'_> {
     /// Who may enter. `None` when everybody may, at all times.
@@ -22,8 +24,85 @@ impl Compiler<'_> {
         };
         self.nobody_enters(shared, allow.as_ref(), &deny, place);
         let maintenance = shared.maintenance.as_ref().and_then(|at| self.maintenance(at, place));
-        let says_something = allow.is_some() || !deny.is_empty() || maintenance.is_some();
-        says_something.then(|| Box::new(Access { allow, deny, deny_with, maintenance }))
+        let geo = shared.geo.as_ref().and_then(|at| self.geo(at, place));
+        let says_something = allow.is_some() || !deny.is_empty() || geo.is_some() || maintenance.is_some();
+        says_something.then(|| Box::new(Access { allow, deny, geo, deny_with, maintenance }))
+    }
+
+    /// `geo`. `None` when it has faults, or lets everybody in.
+    fn geo(&mut self, at: &At<file::Geo>, place: &str) -> Option<Geo> {
+        let geo = &at.value;
+        let place = format!("\"geo\" of {place}");
+        let allow = geo.allow.as_ref().map(|at| self.countries(&at.value, &place));
+        let deny = self.countries(list(geo.deny.as_ref()), &place);
+        let admits_unknown = match geo.on_unknown.as_ref().map(|at| at.value) {
+            None | Some(file::OnUnknown::Allow) => true,
+            Some(file::OnUnknown::Deny) => false,
+        };
+        let Some(file) = &geo.file else {
+            if !geo.broken.contains(&"file") {
+                let message = format!("{} has no \"file\"", in_layer(&place, at.layer));
+                self.push(
+                    Diagnostic::at(Code::Missing, &at.span, message)
+                        .help("add file = \"/var/lib/GeoIP/GeoLite2-Country.mmdb\""),
+                );
+            }
+            return None;
+        };
+        let is_idle = allow.is_none() && deny.is_empty() && admits_unknown;
+        if is_idle && geo.broken.is_empty() && list(geo.deny.as_ref()).is_empty() {
+            let message = format!("{} lets everybody in", in_layer(&place, at.layer));
+            self.push(
+                Diagnostic::at(Code::NoEffect, &at.span, message).help("add \"allow\" or \"deny\", or remove it"),
+            );
+        }
+        let countries = self.database(file, &place)?;
+        Some(Geo { countries, allow, deny, admits_unknown })
+    }
+
+    /// A list of countries.
+    fn countries(&mut self, entries: &[At<String>], place: &str) -> Vec<Country> {
+        let country = |compiler: &mut Self, entry: &At<String>| {
+            let parsed = entry.value.parse().map_err(|()| Fault {
+                what: "not a country".to_owned(),
+                help: Some(match entry.value.to_ascii_uppercase() {
+                    upper if upper.parse::<Country>().is_ok() => format!("write \"{upper}\""),
+                    _ => "write two letters of ISO 3166-1, such as \"DE\"".to_owned(),
+                }),
+            });
+            compiler.take(parsed, Code::Country, entry, place)
+        };
+        entries.iter().filter_map(|entry| country(self, entry)).collect()
+    }
+
+    /// The database in a file: one, however many routes inherit it.
+    fn database(&mut self, file: &At<String>, place: &str) -> Option<Arc<Countries>> {
+        let path = disk::resolve(&file.span, &file.value);
+        if let Some(known) = self.countries.iter().find(|known| known.file() == path) {
+            return Some(Arc::clone(known));
+        }
+        let countries = match Countries::open(path) {
+            Ok(countries) => Arc::new(countries),
+            Err(why) => {
+                let message = format!("cannot use \"{}\" in {place}: {why}", file.value);
+                self.push(
+                    Diagnostic::at(Code::File, &file.span, message)
+                        .help("name a database of countries (.mmdb) that the service can read"),
+                );
+                return None;
+            }
+        };
+        let kind = countries.kind();
+        if !["country", "city", "enterprise", "location"].iter().any(|word| kind.to_ascii_lowercase().contains(word)) {
+            let message = format!("\"{}\" in {place} seems to know no countries", file.value);
+            self.push(
+                Diagnostic::at(Code::NoCountries, &file.span, message)
+                    .label(format!("its kind is \"{kind}\""))
+                    .help("name a database of countries, or of cities"),
+            );
+        }
+        self.countries.push(Arc::clone(&countries));
+        Some(countries)
     }
 
     /// `allow`.

@@ -293,6 +293,8 @@ impl Compiler<'_> {
             endpoints: vec![Arc::new(endpoint)],
             balance: Balance::LeastConn,
             hold: Duration::ZERO,
+            probe: None,
+            bound: None,
         };
         let usual = Timeouts::default();
         let timeouts =

@@ -16,6 +16,7 @@ use crate::config::kinds::{CertificateFiles, Secret};
 use crate::config::read::At;
 use crate::config::report::{Code, Diagnostic, Span};
 use crate::config::values::Map;
+use crate::site::crl::{self, Crl, Doubt};
 use crate::site::policy::{CertificateSource, ClientCert, ErrorPage};
 
 impl Compiler<'_> {
@@ -209,7 +210,45 @@ impl Compiler<'_> {
         };
         let authorities = self.certificates(ca, &place)?;
         let required = at.value.required.as_ref().is_none_or(|at| at.value);
-        Some(ClientCert { ca_file: disk::resolve(&ca.span, &ca.value), ca: Arc::from(authorities), required, header })
+        let crl = match &at.value.crl {
+            Some(crl) => Some(self.revocation_lists(crl, &authorities, &place)?),
+            None => None,
+        };
+        let ca_file = disk::resolve(&ca.span, &ca.value);
+        Some(ClientCert { ca_file, ca: Arc::from(authorities), crl, required, header })
+    }
+
+    /// `client_cert.crl`, and what is doubtful about it.
+    fn revocation_lists(&mut self, at: &At<String>, authorities: &[Vec<u8>], place: &str) -> Option<Crl> {
+        let (file, pem) = self.must_read(at, place)?;
+        let lists = match crl::parse(&pem) {
+            Ok(lists) => lists,
+            Err(why) => {
+                let message = format!("\"{}\" in {place} cannot be used: {why}", at.value);
+                self.push(
+                    Diagnostic::at(Code::Content, &at.span, message)
+                        .help("name a PEM file with the revocation lists of the authorities in \"ca\""),
+                );
+                return None;
+            }
+        };
+        for doubt in crl::doubts(&lists, authorities) {
+            self.push(match doubt {
+                Doubt::Old { issuer, since } => {
+                    let message = format!("the list of \"{issuer}\" in {place} should have been replaced by {since}");
+                    Diagnostic::at(Code::OldCrl, &at.span, message)
+                        .label("it still holds, and knows of nothing newer")
+                        .help("fetch a new list")
+                }
+                Doubt::Missing { authority } => {
+                    let message = format!("\"{authority}\" has no revocation list in {place}");
+                    Diagnostic::at(Code::NoCrl, &at.span, message)
+                        .label("none of its clients is let in")
+                        .help("add its list to the file, or remove the authority from \"ca\"")
+                }
+            });
+        }
+        Some(Crl { file, lists })
     }
 
     /// `errors`: reads each page.

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::limits::Written;
 use super::text::{self, Fault};
-use super::upstream::Upstreams;
+use super::upstream::{Inherited, Upstreams};
 use super::{Compiler, KEPT, list, period, timeout};
 use crate::config::file::{self, Shared};
 use crate::config::kinds::{HeaderMap, HeaderText, Hsts as HstsText};
@@ -152,7 +152,9 @@ impl Compiler<'_> {
             return self.respond(&respond.value, place).map(Action::Respond);
         }
         let at = shared.upstream.as_ref()?;
-        let upstream = self.upstream(at, period(shared.hold.as_ref(), 0), is_gateway, place, upstreams)?;
+        let probe = shared.health.as_ref().and_then(|health| self.probe(&health.value, place));
+        let inherited = Inherited { hold: period(shared.hold.as_ref(), 0), probe, is_gateway };
+        let upstream = self.upstream(at, inherited, place, upstreams)?;
         let collect_request = shared.collect_request.as_ref().is_some_and(|at| at.value);
         Some(Action::Forward(Forward { upstream, host: host?, collect_request, strip, embed }))
     }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::text::{self, Fault, Target};
-use super::{Compiler, list, period};
+use super::{Compiler, list, period, timeout};
 use crate::config::file;
 use crate::config::read::{At, nearest, quoted};
 use crate::config::report::{Code, Diagnostic};
 use crate::config::values::Map;
-use crate::site::upstream::{Balance, ClientIdentity, Endpoint, EndpointAddr, EndpointTls, Upstream};
+use crate::site::upstream::{Balance, Bound, ClientIdentity, Endpoint, EndpointAddr, EndpointTls, Probe, Upstream};
 
 /// Idle connections are kept this long; below Node's 5 s.
 const KEEP_ALIVE: u64 = 4;
@@ -24,7 +24,32 @@ const GATEWAY_KEEP_ALIVE: Duration = Duration::from_secs(5);
 pub(super) struct Upstreams<'f> {
     defined: Vec<Defined<'f>>,
     /// Routes with equal upstreams share one, so that its load is counted in one place.
-    made: Vec<(String, Duration, Arc<Upstream>)>,
+    made: Vec<(String, Arc<Upstream>)>,
+}
+
+/// What the users of an upstream say of it that says nothing of its own.
+pub(super) struct Inherited {
+    /// How long requests wait while nothing answers.
+    pub(super) hold: Duration,
+    /// How its servers are checked.
+    pub(super) probe: Option<Arc<Probe>>,
+    /// True with preset `openclaw`.
+    pub(super) is_gateway: bool,
+}
+
+impl Upstreams<'_> {
+    /// The upstream of this key, which is made when it is new.
+    fn shared(&mut self, key: &str, new: Upstream) -> Arc<Upstream> {
+        let same = |(made, upstream): &&(String, Arc<Upstream>)| {
+            made == key && upstream.hold == new.hold && upstream.probe == new.probe
+        };
+        if let Some((_, made)) = self.made.iter().find(same) {
+            return Arc::clone(made);
+        }
+        let made = Arc::new(new);
+        self.made.push((key.to_owned(), Arc::clone(&made)));
+        made
+    }
 }
 
 /// One of `[upstreams]`.
@@ -35,6 +60,9 @@ struct Defined<'f> {
     balance: Balance,
     /// Its own, if it says one.
     hold: Option<Duration>,
+    /// Its own, if it says one; inside, `None` when it says that there are none.
+    probe: Option<Option<Arc<Probe>>>,
+    bound: Option<Bound>,
     keep_alive: Option<&'f At<crate::config::values::Period>>,
     is_used: bool,
 }
@@ -84,16 +112,82 @@ impl Compiler<'_> {
                 Some(file::Balance::HashClient) => Balance::HashClient,
             };
             let hold = table.hold.as_ref().map(|at| at.value.0);
+            let place = format!("upstream \"{}\"", name.value);
+            let probe = table.health.as_ref().map(|at| self.probe(&at.value, &place));
+            let bound = self.bound(table, &place);
             defined.push(Defined {
                 name,
                 endpoints,
                 balance,
                 hold,
+                probe,
+                bound,
                 keep_alive: table.keep_alive.as_ref(),
                 is_used: false,
             });
         }
         Upstreams { defined, made: Vec::new() }
+    }
+
+    /// `health`. `None` when nothing is checked, or when it has faults.
+    pub(super) fn probe(&mut self, health: &file::Health, place: &str) -> Option<Arc<Probe>> {
+        let place = format!("\"health\" of {place}");
+        let target = match &health.path {
+            Some(path) => {
+                let is_target = path.value.starts_with('/') && path.value.bytes().all(|byte| byte.is_ascii_graphic());
+                let parsed = path.value.parse::<http::uri::PathAndQuery>().ok().filter(|_| is_target);
+                let parsed = parsed.filter(|parsed| parsed.as_str() == path.value).ok_or_else(|| Fault {
+                    what: "not a path".to_owned(),
+                    help: Some(
+                        "write a path that begins with \"/\", percent-encoded, such as \"/startupz\"".to_owned(),
+                    ),
+                });
+                self.take(parsed, Code::HealthPath, path, &place)?.as_str().into()
+            }
+            None => Arc::from("/"),
+        };
+        let host = match &health.host {
+            Some(host) => {
+                let parsed = crate::addr::split_authority(&host.value)
+                    .and_then(|(name, _)| crate::addr::HostName::from_config(name))
+                    .map_err(|error| Fault { what: error.to_string(), help: None });
+                self.take(parsed, Code::Host, host, &place)?;
+                Some(Arc::from(host.value.as_str()))
+            }
+            None => None,
+        };
+        let every = period(health.every.as_ref(), 5);
+        let probe = Probe {
+            target,
+            host,
+            every,
+            timeout: timeout(health.timeout.as_ref(), Duration::from_secs(5)),
+            failures: health.failures.as_ref().map_or(3, |at| at.value.0),
+            successes: health.successes.as_ref().map_or(1, |at| at.value.0),
+            is_websocket: health.ws.as_ref().is_some_and(|at| at.value),
+        };
+        (!every.is_zero()).then(|| Arc::new(probe))
+    }
+
+    /// `max_in_flight` and `queue`.
+    fn bound(&mut self, table: &file::Upstream, place: &str) -> Option<Bound> {
+        let queue = table.queue.as_ref().map(|at| &at.value);
+        let Some(in_flight) = &table.max_in_flight else {
+            if let Some(at) = table.queue.as_ref().filter(|_| !table.broken.contains(&"max_in_flight")) {
+                let message = format!("{place} has \"queue\" without \"max_in_flight\"");
+                self.push(
+                    Diagnostic::at(Code::NoEffect, &at.key, message)
+                        .label("nothing ever waits")
+                        .help("add max_in_flight = 200, or remove \"queue\""),
+                );
+            }
+            return None;
+        };
+        Some(Bound {
+            in_flight: in_flight.value.0,
+            queue: queue.and_then(|queue| queue.size.as_ref()).map_or(100, |at| at.value.0),
+            patience: timeout(queue.and_then(|queue| queue.timeout.as_ref()), Duration::from_secs(5)),
+        })
     }
 
     /// The servers of a named upstream.
@@ -206,35 +300,38 @@ impl Compiler<'_> {
         Some(Material { server_name, tls })
     }
 
-    /// The upstream of a site or route. `hold` is what it inherits; a named upstream's own wins.
+    /// The upstream of a site or route. What a named upstream says itself wins over what it inherits.
     pub(super) fn upstream(
         &mut self,
         at: &At<String>,
-        hold: Duration,
-        is_gateway: bool,
+        inherited: Inherited,
         place: &str,
         upstreams: &mut Upstreams<'_>,
     ) -> Option<Arc<Upstream>> {
         let target = self.take(text::upstream(&at.value), Code::Upstream, at, &format!("\"upstream\" of {place}"))?;
         let (address, tls, host) = match target {
-            Target::Name(name) => return self.named_upstream(at, &name, hold, is_gateway, place, upstreams),
+            Target::Name(name) => return self.named_upstream(at, &name, inherited, place, upstreams),
             Target::Server { address, tls, name } => (address, tls, name),
         };
         let key = format!("{address} {tls:?}");
-        if let Some((.., made)) = upstreams.made.iter().find(|(made, held, _)| *made == key && *held == hold) {
-            return Some(Arc::clone(made));
-        }
         let tls = if tls == Some(true) {
             host.map(|server_name| EndpointTls { server_name, ca: None, client: None })
         } else {
             None
         };
-        self.warn_of_cleartext(&address, tls.is_some(), at);
+        if upstreams.made.iter().all(|(made, _)| *made != key) {
+            self.warn_of_cleartext(&address, tls.is_some(), at);
+        }
         let endpoint = Endpoint::new(address, tls, Duration::from_secs(KEEP_ALIVE), MAX_IDLE);
-        let name = Arc::clone(&endpoint.label);
-        let made = Arc::new(Upstream { name, endpoints: vec![Arc::new(endpoint)], balance: Balance::LeastConn, hold });
-        upstreams.made.push((key, hold, Arc::clone(&made)));
-        Some(made)
+        let new = Upstream {
+            name: Arc::clone(&endpoint.label),
+            endpoints: vec![Arc::new(endpoint)],
+            balance: Balance::LeastConn,
+            hold: inherited.hold,
+            probe: inherited.probe,
+            bound: None,
+        };
+        Some(upstreams.shared(&key, new))
     }
 
     /// An upstream by its name.
@@ -242,8 +339,7 @@ impl Compiler<'_> {
         &mut self,
         at: &At<String>,
         name: &str,
-        hold: Duration,
-        is_gateway: bool,
+        inherited: Inherited,
         place: &str,
         upstreams: &mut Upstreams<'_>,
     ) -> Option<Arc<Upstream>> {
@@ -264,7 +360,9 @@ impl Compiler<'_> {
         };
         defined.is_used = true;
         let endpoints = defined.endpoints.clone()?;
-        let (balance, hold) = (defined.balance, defined.hold.unwrap_or(hold));
+        let Inherited { hold, probe, is_gateway } = inherited;
+        let (balance, bound) = (defined.balance, defined.bound);
+        let (hold, probe) = (defined.hold.unwrap_or(hold), defined.probe.clone().unwrap_or(probe));
         if is_gateway && endpoints.len() > 1 && balance != Balance::HashClient {
             let message = format!("{place} puts {} gateways behind one name", endpoints.len());
             let diagnostic = Diagnostic::at(Code::TwoGateways, &at.span, message)
@@ -292,12 +390,8 @@ impl Compiler<'_> {
             }
         }
         let key = format!("name {name}");
-        if let Some((.., made)) = upstreams.made.iter().find(|(made, held, _)| *made == key && *held == hold) {
-            return Some(Arc::clone(made));
-        }
-        let made = Arc::new(Upstream { name: Arc::from(name), endpoints, balance, hold });
-        upstreams.made.push((key, hold, Arc::clone(&made)));
-        Some(made)
+        let new = Upstream { name: Arc::from(name), endpoints, balance, hold, probe, bound };
+        Some(upstreams.shared(&key, new))
     }
 
     /// Warns when requests leave this machine unencrypted.

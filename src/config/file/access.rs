@@ -1,8 +1,8 @@
-//! What may be written about who may enter: `deny_with` and `maintenance`. The lists themselves are lists of texts.
+//! What may be written about who may enter: `deny_with`, `geo` and `maintenance`. The lists themselves are lists of texts.
 
 use toml::de::DeValue;
 
-use crate::config::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, mirror};
+use crate::config::mirror::{Key, Listed, Mirror, Sample, Shape, Table, Value, choice, mirror};
 use crate::config::read::{At, Layer, Node, Reader, read_table};
 use crate::config::report::{Code, Diagnostic, Span};
 use crate::config::values::{List, Period};
@@ -19,6 +19,28 @@ mirror! {
         /// follow it do not all come back while the site still starts.
         retry_after: Period = default("\"2m\"");
     }
+}
+
+mirror! {
+    /// `geo`.
+    Geo, "\"geo\"" {
+        /// Database of countries in the form of MaxMind's files (`.mmdb`). It is held in memory, and taken anew within seconds
+        /// when the file changes; a file that cannot be used changes nothing.
+        file: String = example("\"/var/lib/GeoIP/GeoLite2-Country.mmdb\"");
+        /// Countries whose clients may enter, as two letters of ISO 3166-1. Default: all.
+        allow: List<String> = example("[\"DE\", \"AT\"]");
+        /// Countries whose clients may not, even if `allow` names them.
+        deny: List<String> = default("[]");
+        /// Whether those may whose country is not known: private and loopback addresses, processes at a unix listener, and
+        /// addresses that the database lacks. Default `allow`, our choice: a database must not lock out whoever looks after
+        /// this machine. Danger of `deny`: it locks out your own networks, which no country has.
+        on_unknown: OnUnknown = default("\"allow\"");
+    }
+}
+
+choice! {
+    /// `geo.on_unknown`.
+    OnUnknown { "allow" => Allow, "deny" => Deny, }
 }
 
 /// `deny_with`.

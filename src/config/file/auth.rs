@@ -58,8 +58,8 @@ mirror! {
     /// One of `[hooks]`.
     Hook, "a hook" {
         /// The service: `http://…`, `https://…`, or `unix:/path:/path-of-the-url`. It gets a POST with a JSON object:
-        /// `id`, `method`, `host`, `path` (secrets masked as in records), `client`, `site`, `route`, `upgrade` and
-        /// `headers`. It answers 200 with `{ "allow": false, "rule": "…", "id": "…" }`; `rule` and `id` are for the
+        /// `id`, `method`, `host`, `path` (secrets masked as in records), `client`, `site`, `route`, `auth` and `user`
+        /// (who has logged in, and how), `upgrade` and `headers`. It answers 200 with `{ "allow": false, "rule": "…", "id": "…" }`; `rule` and `id` are for the
         /// record. It never gets a body of a request.
         url: String = required("\"http://127.0.0.1:9100/decide\"");
         /// `"monitor"`: what it decides is recorded and never refuses. `"enforce"`: `allow = false` is a 403.
@@ -71,7 +71,8 @@ mirror! {
         /// What happens with `mode = "enforce"` when the service gives no decision: `"deny"` answers 503. Default
         /// `"deny"`: what is enforced is not passed by a fault.
         on_error: OnError = default("\"deny\"");
-        /// Request headers that it is told. Cookies and credentials never are; what records mask is told masked.
+        /// Request headers that it is told. Cookies, credentials and what only the edge may say (forwarding and identity
+        /// headers) never are; what records mask is told masked.
         headers: List<String> = example("[\"user-agent\", \"accept-language\"]");
     }
 }

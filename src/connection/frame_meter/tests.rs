@@ -1,5 +1,8 @@
 //! What the counts say of frames that are made up, without a connection.
 
+use proptest::collection::vec;
+use proptest::prelude::{any, proptest};
+
 use super::*;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -147,8 +150,14 @@ fn a_frame_that_trickles_in_is_waited_for_since_its_start() {
     meter.came(&frame(DATA, 0, 1, &[0; 100])[..50], after(32)).expect("half of it");
     assert_eq!(meter.waits_since(), None, "a body has a limit of its own");
     meter.came(&[0; 59], after(33)).expect("the other half, and a head that is all zeros");
-    meter.came(&frame(PING, 0, 0, &[0; 8])[..12], after(34)).expect("a part");
-    assert_eq!(meter.waits_since(), Some(after(34)));
+    let body = frame(DATA, 0, 1, &[0; 100]);
+    meter.came(&body[..5], after(33)).expect("a part of a head");
+    assert_eq!(meter.waits_since(), Some(after(33)));
+    meter.came(&body[5..50], after(34)).expect("the body begins");
+    assert_eq!(meter.waits_since(), None);
+    meter.came(&body[50..], after(35)).expect("the rest");
+    meter.came(&frame(PING, 0, 0, &[0; 8])[..12], after(36)).expect("a part");
+    assert_eq!(meter.waits_since(), Some(after(36)));
 }
 
 /// The last word stands between two frames of ours, and names the last stream that was begun.
@@ -163,4 +172,35 @@ fn a_goodbye_is_a_frame_of_its_own() {
     assert_eq!(goodbye, frame(GOAWAY, 0, 0, &expected));
     meter.went(&frame(DATA, 0, 7, b"abc")[..10], now).expect("a part");
     assert!(meter.goodbye(excess).is_empty(), "inside a frame");
+}
+
+proptest! {
+    /// However frames are split into reads and writes, the verdict, the clock and the last word are the same. The fuzz target
+    /// `frame_meter` looks for the same with bytes that are no frames.
+    #[test]
+    fn no_split_changes_a_verdict(
+        frames in vec((0_u8..20, any::<u8>(), 0_u32..50, vec(any::<u8>(), 0..40)), 0..400),
+        last in 0_usize..60,
+        size in 1_usize..50,
+    ) {
+        let mut bytes: Vec<u8> =
+            frames.iter().flat_map(|(kind, flags, stream, payload)| frame(*kind, *flags, *stream, payload)).collect();
+        bytes.truncate(bytes.len().saturating_sub(last));
+        let now = Instant::now();
+        let (mut whole, mut pieces) = (meter(now), meter(now));
+        let mut has_fault = false;
+        let went = bytes.chunks(size).try_for_each(|piece| pieces.went(piece, now).map(|fault| has_fault |= fault));
+        assert_eq!(went.map(|()| has_fault), whole.went(&bytes, now));
+        assert_eq!(pieces.goodbye(Excess::Late), whole.goodbye(Excess::Late));
+        let mut has_reset = false;
+        let came = bytes.chunks(size).try_for_each(|piece| pieces.came(piece, now).map(|reset| has_reset |= reset));
+        match whole.came(&bytes, now) {
+            Ok(reset) => assert_eq!((came, has_reset), (Ok(()), reset)),
+            Err(excess) => assert_eq!(came, Err(excess)),
+        }
+        if came.is_ok() {
+            assert_eq!(pieces.waits_since(), whole.waits_since());
+            assert_eq!(pieces.goodbye(Excess::Late), whole.goodbye(Excess::Late));
+        }
+    }
 }

@@ -61,6 +61,7 @@ pub(super) async fn ask(exchange: &Exchange, head: &request::Parts, asker: &Aske
         return Outcome::Admitted(admission(asker, answer.headers()));
     }
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    // Without credentials it is a visitor who has not logged in yet, and no guess.
     if is_denial && head.headers.contains_key(AUTHORIZATION) {
         exchange.auth_failed();
     }
@@ -157,5 +158,5 @@ fn denied(asker: &Asker<'_>, answer: Response<Bytes>) -> Outcome {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;
-    Outcome::Denied(Denial::Answered(Reply::own(response), Arc::clone(&auth.name)))
+    Outcome::Denied(Denial::Answered(Box::new(Reply::own(response)), Arc::clone(&auth.name)))
 }

@@ -179,6 +179,29 @@ impl TestCa {
         write_private(key, &pair.serialize_pem());
     }
 
+    /// A list (PEM) of revoked certificates, whose time is over in so many days.
+    pub(crate) fn revoke(&self, leaves: &[&CertificateDer<'_>], days: i64) -> String {
+        let now = time::OffsetDateTime::now_utc();
+        let revoked = |leaf: &&CertificateDer<'_>| {
+            let (_, leaf) = x509_parser::parse_x509_certificate(leaf).expect("a certificate of ours");
+            rcgen::RevokedCertParams {
+                serial_number: rcgen::SerialNumber::from(leaf.raw_serial().to_vec()),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: now - time::Duration::days(30),
+            next_update: now + time::Duration::days(days),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: leaves.iter().map(revoked).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("a list").pem().expect("as text")
+    }
+
     fn leaf(&self, name: &str) -> (rcgen::Certificate, rcgen::KeyPair) {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
