@@ -50,6 +50,8 @@ pub struct Exchange {
     pub route: Option<Arc<Route>>,
     /// Who asks; the peer until the hops have been judged.
     pub client: Option<ClientAddr>,
+    /// Whether it shows a credential that could be a guess. Known where the route has a rule on failed logins.
+    pub may_guess: bool,
     /// Its place among the tunnels that are counted, until the tunnel takes it over.
     pub tunnel_place: Option<Hold>,
     /// What is known of who asks, where the edge has found it out.
@@ -168,6 +170,7 @@ impl Exchange {
             generation,
             site: None,
             route: None,
+            may_guess: false,
             tunnel_place: None,
             admission: None,
             request_meter: None,
@@ -202,7 +205,7 @@ impl Exchange {
 
     /// The client has failed to log in: upstream, or here.
     pub fn auth_failed(&self) {
-        if let Some(rule) = self.lockout() {
+        if let Some(rule) = self.lockout().filter(|_| self.may_guess) {
             self.parts.limits.failed(rule, self.guest());
         }
     }

@@ -5,7 +5,8 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, HeaderName, Method, Uri};
 
 use super::exchange::Exchange;
 use crate::addr::PeerAddr;
@@ -30,6 +31,7 @@ pub(super) fn admit(
     // First, so that who is locked out uses up no budget that it shares with others.
     if let Some(rule) = &limiters.failed_auth {
         limits.admit(rule, guest)?;
+        exchange.may_guess = may_guess(&exchange.notes.method, &exchange.notes.uri, fields);
     }
     let site = exchange.site.as_ref().map_or("", |site| &*site.label);
     let asks = Asks { guest, site, fields };
@@ -47,6 +49,17 @@ pub(super) fn admit(
     }
     Ok(())
 }
+
+/// Whether a 401 could mean that a credential was wrong. A page that asks for its parts before anybody has signed in
+/// shows none, and gets a dozen of them.
+fn may_guess(method: &Method, uri: &Uri, fields: &HeaderMap) -> bool {
+    let shows_one = [AUTHORIZATION, COOKIE, X_OPENCLAW_TOKEN].iter().any(|name| fields.contains_key(name));
+    // Others come in the query, or in a body.
+    shows_one || uri.query().is_some() || !matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// A credential of the gateway's hooks.
+const X_OPENCLAW_TOKEN: HeaderName = HeaderName::from_static("x-openclaw-token");
 
 /// The places of one connection. A tunnel that it became keeps them.
 #[derive(Debug, Default)]

@@ -216,8 +216,13 @@ async fn failed_logins_lock_a_client_out() {
     let lines = format!("limits = \"logins\"\n{route}");
     let edge = Edge::start(&format!("{TRUST}{limits}{}", site_with("a.test", &upstream, &lines))).await;
     let get = async |client: &str, target: &str| {
-        edge.get_with("a.test", target, &format!("{}Accept: application/json\r\n", of(client))).await
+        let lines = format!("{}Authorization: Bearer x\r\nAccept: application/json\r\n", of(client));
+        edge.get_with("a.test", target, &lines).await
     };
+    for _ in 0..4 {
+        let reply = edge.get_with("a.test", "/401", &of("198.51.100.8")).await;
+        assert_eq!(reply.status, 401, "who shows no credential guesses none");
+    }
     for (target, status) in [("/401", 401), ("/", 200), ("/403", 403), ("/", 200), ("/401", 401)] {
         assert_eq!(get("198.51.100.7", target).await.status, status, "{target}");
     }
@@ -240,7 +245,7 @@ async fn failed_logins_lock_a_client_out() {
     assert_eq!(h2.request(1, &fields).await, crate::harness::Outcome::Status(429));
     let record = edge.record_where("a lockout", |record| record["code"] == "E429-lockout").await;
     assert_eq!(record["cause"], "limit \"logins\" ([limits.logins]): 3 failures in 1h lock out for 2h", "{record}");
-    assert_eq!(upstream.seen().len(), 7);
+    assert_eq!(upstream.seen().len(), 11);
 }
 
 /// The gateway's refusal of this edge is our own misconfiguration: it locks nobody out.
@@ -251,8 +256,8 @@ async fn a_refusal_of_the_edge_is_no_failed_login() {
         Upstream::answering(|_| Answer::status("403 Forbidden", "Content-Type: application/json\r\n", BODY)).await;
     let edge = Edge::start(&site_with("a.test", &upstream, "limits.failed_auth = { max = 2 }")).await;
     for _ in 0..5 {
-        assert_eq!(edge.get("a.test", "/").await.status, 403);
-        assert_eq!(edge.upgrade("a.test", "/", "").await.0.status, 403);
+        assert_eq!(edge.get_with("a.test", "/", "Authorization: Bearer x\r\n").await.status, 403);
+        assert_eq!(edge.upgrade("a.test", "/", "Authorization: Bearer x\r\n").await.0.status, 403);
     }
     assert_eq!(upstream.seen().len(), 10);
 }
@@ -315,7 +320,8 @@ async fn guessing_from_many_addresses_raises_an_alarm() {
     let lines = "limits.failed_auth = { max = 3, window = \"1h\", global_max = 5 }";
     let edge = Edge::start(&format!("{TRUST}{}", site_with("a.test", &upstream, lines))).await;
     let get = async |number: usize, target: &str| {
-        edge.get_with("a.test", target, &of(&format!("198.51.100.{number}"))).await.status
+        let lines = format!("{}Cookie: login=x\r\n", of(&format!("198.51.100.{number}")));
+        edge.get_with("a.test", target, &lines).await.status
     };
     for number in 1..=5 {
         assert_eq!(get(number, "/login").await, 401);

@@ -47,7 +47,8 @@ mirror! {
         /// `process.max_connections`, so that no single one takes all; a site that allows more raises that.
         connections: CountLimit = example("{ per_client = 100, total = 5000 }");
         /// Who fails to log in too often gets 429 for a while, on all routes that share the rule. A failure is an answer
-        /// 401 or 403 of the upstream, wrong credentials at the edge's own `auth`, and a WebSocket that the upstream closes
+        /// 401 or 403 of the upstream to a request that shows a credential (`Authorization`, a cookie, `X-OpenClaw-Token`) or
+        /// could have one in its query or body, wrong credentials at the edge's own `auth`, and a WebSocket that the upstream closes
         /// with 1008 within 15 s, unless it says that the device waits to be paired or that the origin is not allowed.
         /// A success erases nothing: between guesses, an attacker could log in to an account of its own. The gateway's
         /// `proxy_attribution_required` is no failure of the client. Default: off.
