@@ -35,6 +35,8 @@ pub enum Budget {
     Resets,
     /// RST_STREAM that we send because of what the client did (CVE-2025-8671).
     Faults,
+    /// Heads with too many fields: HPACK makes a hundred of a kilobyte, at our cost (CVE-2026-47774).
+    Heads,
 }
 
 /// How much of it: so many at once, and so many a second in the long run.
@@ -48,7 +50,7 @@ const fn rule(burst: u32, per_second: u32) -> Rule {
 }
 
 impl Budget {
-    const COUNT: usize = 8;
+    const COUNT: usize = 9;
 
     /// All numbers are our choice, far above what clients were seen to send and below what an attack needs.
     const fn rule(self) -> Rule {
@@ -69,6 +71,8 @@ impl Budget {
             Self::Resets => rule(400, 20),
             // A race or two at the start of a connection.
             Self::Faults => rule(200, 5),
+            // A page of a site with too many cookies asks for its parts, too, and again when it is loaded anew.
+            Self::Heads => rule(40, 1),
         }
     }
 
@@ -82,6 +86,7 @@ impl Budget {
             Self::Other => "too many frames without a meaning",
             Self::Resets => "too many streams reset by the client",
             Self::Faults => "too many streams reset for faults of the client",
+            Self::Heads => "too many requests with too many header fields",
         }
     }
 }
@@ -192,6 +197,7 @@ impl Meter {
                 full(Budget::Other),
                 full(Budget::Resets),
                 full(Budget::Faults),
+                full(Budget::Heads),
             ],
             inbound: Follower::new(PREFACE),
             outbound: Follower::new(0),
@@ -530,6 +536,13 @@ impl<S> Wire<S> {
         self.has_reset.set(false);
         self.meter.borrow_mut().work = 0;
         self.begun.set(0);
+    }
+
+    /// A head had more fields than any route takes.
+    pub fn overfull(&self) {
+        if let Err(excess) = self.meter.borrow_mut().take(Budget::Heads, 1, Instant::now()) {
+            self.excess.set(Some(excess));
+        }
     }
 
     /// A request begins. True when it may be over already: what would end it may have come with it.

@@ -74,7 +74,9 @@ where
     let service = service_fn(move |mut request: Request<Incoming>| {
         let pace = Rc::new(Pace::new(&held));
         opened.0.set(Some(Rc::clone(&pace)));
-        bound_fields(request.headers_mut(), bounds.head_fields);
+        if bound_fields(request.headers_mut(), bounds.head_fields) {
+            frames.overfull();
+        }
         let carrier = Rc::new(Http2 {
             activity: Rc::clone(&of_requests),
             socket: of_streams.clone(),
@@ -126,6 +128,9 @@ where
                 if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
                     return Poll::Ready(wire.excess().map_or_else(|| Over::of(ended), Over::Excess));
                 }
+                if let Some(excess) = wire.excess() {
+                    return Poll::Ready(Over::Excess(excess));
+                }
                 if !patience.is_told && draining.as_mut().poll(cx).is_ready() {
                     patience.is_told = true;
                     serving.as_mut().graceful_shutdown();
@@ -153,10 +158,10 @@ where
 }
 
 /// Forgets most of what is far too much, before the request waits for its turn: HPACK makes a kilobyte into a hundred
-/// (CVE-2026-47774). What is left is still refused for its number.
-fn bound_fields(fields: &mut HeaderMap, most: usize) {
+/// (CVE-2026-47774). What is left is still refused for its number. True when there was too much.
+fn bound_fields(fields: &mut HeaderMap, most: usize) -> bool {
     if fields.len() <= most {
-        return;
+        return false;
     }
     let mut name = None;
     for (next, value) in std::mem::take(fields).into_iter().take(most + 1) {
@@ -166,6 +171,7 @@ fn bound_fields(fields: &mut HeaderMap, most: usize) {
             fields.append(name.clone(), value);
         }
     }
+    true
 }
 
 /// Makes a response ready for hyper.
