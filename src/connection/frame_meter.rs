@@ -161,6 +161,8 @@ pub struct Meter {
     most_block: u32,
     /// Since when another frame that is no DATA, or a head, is here in part.
     part_since: Option<Instant>,
+    /// The streams that the client has reset last. Our choice: more than it resets in one time around the world.
+    reset: [u32; 16],
     /// The highest stream that the client has opened, and the one that h2 knows of.
     opened: u32,
     given: u32,
@@ -205,6 +207,7 @@ impl Meter {
             // Twice: who is somewhat above the limit gets an answer that says so.
             most_block: u32::try_from(head_bytes.saturating_mul(2)).unwrap_or(u32::MAX),
             part_since: None,
+            reset: [0; 16],
             opened: 0,
             given: 0,
             work: 0,
@@ -305,7 +308,13 @@ impl Meter {
             }
             CONTINUATION => self.extend(frame),
             PRIORITY | PRIORITY_UPDATE => self.take(Budget::Priority, 1 + frame.length / 256, now),
-            RST_STREAM => self.take(Budget::Resets, 1, now),
+            // Some clients answer each frame that was on the way to a stream that they have reset with another one.
+            RST_STREAM if self.reset.contains(&frame.stream) => self.take(Budget::Window, 1, now),
+            RST_STREAM => {
+                self.reset.rotate_right(1);
+                self.reset[0] = frame.stream;
+                self.take(Budget::Resets, 1, now)
+            }
             SETTINGS => self.take(Budget::Settings, 1, now),
             PING => self.take(Budget::Ping, 1, now),
             WINDOW_UPDATE => self.take(Budget::Window, 1, now),

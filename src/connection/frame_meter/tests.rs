@@ -49,13 +49,20 @@ fn each_flood_ends() {
         assert_eq!(count, usize::try_from(budget.rule().burst).expect("small"), "{budget:?}");
         assert!(count < 10_000);
     }
-    let pair = [frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), frame(RST_STREAM, 0, 1, &zero)].concat();
-    let (count, excess) = passed(meter(now), &pair, now);
-    assert_eq!((count, excess), (400, Excess::Spent(Budget::Resets)));
+    let pair = |count: u32| {
+        let stream = 2 * count + 1;
+        [frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x82]), frame(RST_STREAM, 0, stream, &zero)].concat()
+    };
+    let mut rapid = meter(now);
+    let cut = (0..1000).find_map(|count| rapid.came(&pair(count), now).err().map(|excess| (count, excess)));
+    assert_eq!(cut, Some((400, Excess::Spent(Budget::Resets))));
     // At any speed at which 20,000 would be an attack.
     let mut slow = meter(now);
-    let cut = (0..1000).find(|count| slow.came(&pair, now + Duration::from_millis(25 * count)).is_err());
-    assert!(cut.is_some(), "40 a second for ever");
+    let at = |count: u32| now + Duration::from_millis(25 * u64::from(count));
+    assert!((0..1000).any(|count| slow.came(&pair(count), at(count)).is_err()), "40 a second for ever");
+    // Again and again of one stream: as an answer to what was on the way.
+    let (count, excess) = passed(meter(now), &pair(0)[10..], now);
+    assert_eq!((count, excess), (4001, Excess::Spent(Budget::Window)));
 }
 
 /// CVE-2025-8671: what the client makes us reset counts; faults of ours and of endpoints do not.
@@ -87,11 +94,11 @@ fn honest_use_never_ends() {
     }
     // A hop that carries many clients, a fifth of which go away.
     let mut hop = meter(now);
-    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]);
     for count in 0..100_000 {
-        hop.came(&request, now).expect("a request");
+        let stream = 2 * count + 1;
+        hop.came(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x82]), now).expect("a request");
         if count % 5 == 0 {
-            hop.came(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), now).expect("one of them is cancelled");
+            hop.came(&frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]), now).expect("one of them is cancelled");
         } else {
             hop.went(&[&head[..], &last].concat(), now).expect("an answer");
         }
