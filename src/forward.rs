@@ -274,7 +274,6 @@ impl Upstreams {
         let mut why = String::new();
         for endpoint in &upstream.endpoints {
             let pulse = self.pool.board().pulse(endpoint, probe);
-            pulse.asked.notify_one();
             why = format!("{}: {}", endpoint.label, pulse.why());
         }
         DialError { failure: Failure::NotReady, detail: why.into() }

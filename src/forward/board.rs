@@ -301,8 +301,6 @@ pub struct Pulse {
     why: Mutex<Arc<str>>,
     /// Told when it is well again.
     pub recovered: Notify,
-    /// Told when somebody waits to hear that it is.
-    pub asked: Notify,
 }
 
 impl Pulse {

@@ -83,9 +83,12 @@ struct Tally {
     since: Option<Instant>,
 }
 
-/// While requests wait for an endpoint to be well again, it is asked this often. Our choice: its return is seen within a
-/// quarter of a second, the answer included, and it is asked so only as long as somebody waits.
-const WHEN_ASKED: Duration = Duration::from_millis(200);
+/// An endpoint that says itself that it is not ready gets no requests, so it is asked this often. Our choice: its return is
+/// seen within a quarter of a second, the answer included, and so is its end. One that is silent is found by requests.
+const NOT_READY: Duration = Duration::from_millis(200);
+
+/// Between the end of a probe and the next: one that takes longer than its interval is not sent without a pause.
+const LEAST: Duration = Duration::from_millis(100);
 
 /// All probes of a start or a reload do not go out in one moment.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -104,19 +107,11 @@ impl Patient {
             let begun = Instant::now();
             let verdict = prober.ask(&self.endpoint, &self.probe).await;
             self.judge(verdict);
-            let next = (begun + jittered(self.probe.every)).max(Instant::now() + WHEN_ASKED);
-            let asked = async {
-                // One that is silent is found by the requests themselves.
-                if self.pulse.health() != Health::NotReady {
-                    std::future::pending::<()>().await;
-                }
-                self.pulse.asked.notified().await;
-                sleep_until(begun + WHEN_ASKED).await;
+            let pause = match self.pulse.health() {
+                Health::NotReady => NOT_READY.min(self.probe.every),
+                Health::Untested | Health::Healthy | Health::Silent => jittered(self.probe.every),
             };
-            tokio::select! {
-                () = sleep_until(next) => {}
-                () = asked => {}
-            }
+            sleep_until((begun + pause).max(Instant::now() + LEAST)).await;
         }
     }
 
