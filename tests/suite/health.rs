@@ -68,6 +68,22 @@ async fn an_unhealthy_server_is_passed_over_until_it_is_well() {
     .await;
 }
 
+/// One that was not ready is found well again soon, though probes are rare and nobody asks for it.
+#[tokio::test]
+async fn a_server_that_is_not_ready_is_asked_until_it_is() {
+    let mood = Arc::new(AtomicU16::new(503));
+    let upstream = moody("app", &mood).await;
+    let lines = "health = { path = \"/startupz\", every = \"1h\", timeout = \"2s\", failures = 1 }";
+    let edge = Edge::start(&config(&[&upstream], lines)).await;
+    edge.event("unhealthy").await;
+    mood.store(200, Ordering::SeqCst);
+    edge.event("healthy").await;
+    let body = "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\nhi";
+    let mut wire = edge.h1("a.test").await;
+    wire.send(body).await;
+    assert_eq!(wire.reply().await.status, 200, "the first request that has a body, too");
+}
+
 /// GATEWAY.md 8: a probe carries nothing of a client, and nothing of its answer reaches one.
 #[tokio::test]
 async fn a_probe_carries_nothing_and_its_answer_goes_nowhere() {
