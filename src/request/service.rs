@@ -45,7 +45,9 @@ pub(super) async fn ask(
     let asking = async {
         match once(exchange, service, head.clone(), body.clone()).await {
             // An idle connection that the service gave up just now. What is asked changes nothing there: it is asked again.
-            Err(Refusal::Failed { failure: Failure::Closed, .. }) => once(exchange, service, head, body).await,
+            Err(Refusal::Failed { failure: Failure::Closed | Failure::Reset, .. }) => {
+                once(exchange, service, head, body).await
+            }
             answered => answered,
         }
     };
