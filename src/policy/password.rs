@@ -8,7 +8,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use super::credentials::Login;
+use super::store::Key;
 use crate::addr::ClientAddr;
+use crate::site::access::Guest;
 use crate::site::users::{Argon2Hash, PasswordHash, Users};
 
 /// How long a right password is remembered. Our choice: a page with its sockets and calls costs one hash, and a
@@ -72,7 +73,7 @@ struct State {
 /// A hash that runs or waits.
 struct Job {
     digest: Digest,
-    client: Option<IpAddr>,
+    client: Option<Key>,
     /// Where those learn the outcome who ask the same meanwhile.
     outcome: watch::Receiver<Option<bool>>,
 }
@@ -172,7 +173,7 @@ impl Passwords {
     async fn judged(&self, users: &Arc<Users>, login: &Login, client: Option<ClientAddr>) -> Verdict {
         let digest = self.digest(users, login);
         loop {
-            match self.step(digest, client.map(neighbourhood)) {
+            match self.step(digest, client.map(|client| Key::of_guest(Guest::Client(client)))) {
                 Step::Remembered => return Verdict::Right,
                 Step::Full => return Verdict::Busy,
                 Step::Lead(turn) => return self.hash(turn, Arc::clone(users), login.clone()).await,
@@ -187,7 +188,7 @@ impl Passwords {
     }
 
     /// One look at what is known.
-    fn step(&self, digest: Digest, client: Option<IpAddr>) -> Step {
+    fn step(&self, digest: Digest, client: Option<Key>) -> Step {
         let mut state = lock(&self.state);
         if state.known.has(&digest, Instant::now()) {
             return Step::Remembered;
@@ -244,14 +245,6 @@ fn first_bytes<const N: usize>(digest: &[u8]) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&digest[..N]);
     bytes
-}
-
-/// Whom one client counts as: an IPv4 address, an IPv6 /64.
-fn neighbourhood(client: ClientAddr) -> IpAddr {
-    match client.ip() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-    }
 }
 
 /// Whether a password is the one of a hash. Takes as long as the hash was made to take.
@@ -322,6 +315,10 @@ mod tests {
         basic(&HeaderMap::from_iter([(AUTHORIZATION, value)])).expect("a login")
     }
 
+    fn key(client: &str) -> Key {
+        Key::of_guest(Guest::Client(ClientAddr::new(client.parse().expect("an address"))))
+    }
+
     fn users(text: &str) -> Arc<Users> {
         Arc::new(Users::parse(text).expect("a good file"))
     }
@@ -370,7 +367,7 @@ mod tests {
         assert_eq!(passwords.judge(&users, &login("alice:secret"), None).await, Verdict::Right);
         let held: Vec<Step> = (0..QUEUE)
             .map(|number| {
-                let client = IpAddr::from([203, 0, 113, u8::try_from(number / OF_ONE_CLIENT).expect("small")]);
+                let client = key(&format!("203.0.113.{}", number / OF_ONE_CLIENT));
                 passwords.step(passwords.digest(&users, &login(&format!("alice:{number}"))), Some(client))
             })
             .collect();
@@ -386,8 +383,7 @@ mod tests {
         let passwords = Passwords::new().expect("random numbers");
         let users = users("");
         let step = |number: usize, client: &str| {
-            let client = neighbourhood(ClientAddr::new(client.parse().expect("an address")));
-            passwords.step(passwords.digest(&users, &login(&format!("a:{number}"))), Some(client))
+            passwords.step(passwords.digest(&users, &login(&format!("a:{number}"))), Some(key(client)))
         };
         let held: Vec<Step> = (0..OF_ONE_CLIENT).map(|number| step(number, "2001:db8::1")).collect();
         assert!(matches!(step(9, "2001:db8::2"), Step::Full), "a neighbour in the same /64");
