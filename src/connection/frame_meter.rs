@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::alarm::Alarm;
+
 /// What a client may have too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
@@ -35,8 +37,6 @@ pub enum Budget {
     Resets,
     /// RST_STREAM that we send because of what the client did (CVE-2025-8671).
     Faults,
-    /// Heads with too many fields: HPACK makes a hundred of a kilobyte, at our cost (CVE-2026-47774).
-    Heads,
 }
 
 /// How much of it: so many at once, and so many a second in the long run.
@@ -50,7 +50,7 @@ const fn rule(burst: u32, per_second: u32) -> Rule {
 }
 
 impl Budget {
-    const COUNT: usize = 9;
+    const COUNT: usize = 8;
 
     /// All numbers are our choice, far above what clients were seen to send and below what an attack needs.
     const fn rule(self) -> Rule {
@@ -71,8 +71,6 @@ impl Budget {
             Self::Resets => rule(400, 20),
             // A race or two at the start of a connection.
             Self::Faults => rule(200, 5),
-            // A page of a site with too many cookies asks for its parts, too, and again when it is loaded anew.
-            Self::Heads => rule(40, 1),
         }
     }
 
@@ -86,7 +84,6 @@ impl Budget {
             Self::Other => "too many frames without a meaning",
             Self::Resets => "too many streams reset by the client",
             Self::Faults => "too many streams reset for faults of the client",
-            Self::Heads => "too many requests with too many header fields",
         }
     }
 }
@@ -199,7 +196,6 @@ impl Meter {
                 full(Budget::Other),
                 full(Budget::Resets),
                 full(Budget::Faults),
-                full(Budget::Heads),
             ],
             inbound: Follower::new(PREFACE),
             outbound: Follower::new(0),
@@ -496,7 +492,18 @@ pub struct Wire<S> {
     is_suspect: Cell<bool>,
     /// Requests that have begun in this turn.
     begun: Cell<u32>,
+    /// Nothing is read before.
+    rests_until: Cell<Option<tokio::time::Instant>>,
+    alarm: RefCell<Alarm>,
 }
+
+/// What a head with too many fields costs its connection. HPACK makes a thousand fields of a kilobyte, at our cost
+/// (CVE-2026-47774). Our choice: a page of a site with too many cookies is refused part by part all the same; whoever
+/// sends nothing else takes a hundredth of a core. Not cut, for then the next handshake costs more than the heads did.
+const REST: Duration = Duration::from_millis(100);
+
+/// Our choice: far below every deadline of whoever else is on the connection, behind a hop.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Requests of one turn that begin at once. Our choice: what a page asks for at first; floods come in hundreds.
 const AT_ONCE: u32 = 8;
@@ -517,6 +524,8 @@ impl<S> Wire<S> {
             has_reset: Cell::new(false),
             is_suspect: Cell::new(false),
             begun: Cell::new(0),
+            rests_until: Cell::new(None),
+            alarm: RefCell::default(),
         })
     }
 
@@ -547,11 +556,11 @@ impl<S> Wire<S> {
         self.begun.set(0);
     }
 
-    /// A head had more fields than any route takes.
+    /// A head had more fields than any route takes: nothing more is read for a while.
     pub fn overfull(&self) {
-        if let Err(excess) = self.meter.borrow_mut().take(Budget::Heads, 1, Instant::now()) {
-            self.excess.set(Some(excess));
-        }
+        let now = tokio::time::Instant::now();
+        let rested = self.rests_until.get().map_or(now, |until| until.max(now));
+        self.rests_until.set(Some((rested + REST).min(now + LONGEST_REST)));
     }
 
     /// A request begins. True when it may be over already: what would end it may have come with it.
@@ -595,6 +604,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let wire = &*self.0;
         if let Some(excess) = wire.excess.get() {
             return Poll::Ready(Err(io::Error::other(excess)));
+        }
+        if let Some(until) = wire.rests_until.get() {
+            if !wire.alarm.borrow_mut().is_late(cx, until) {
+                return Poll::Pending;
+            }
+            wire.rests_until.set(None);
         }
         if wire.meter.borrow().work >= TURN {
             cx.waker().wake_by_ref();

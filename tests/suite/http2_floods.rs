@@ -233,23 +233,6 @@ async fn header_bombs_are_refused() {
     assert_eq!(edge.h2("a.test").await.get("a.test", "/").await.status, 200, "a neighbour");
 }
 
-/// A page of a site with too many cookies is refused part by part; who goes on for ever is cut.
-#[tokio::test]
-async fn a_flood_of_heads_with_too_many_fields_is_cut() {
-    let upstream = Upstream::saying("ok").await;
-    let edge = Edge::start(&site("a.test", &upstream)).await;
-    let block = [&get_block()[..], &b"\x40\x01a\x01b"[..], &[0xbe; 200]].concat();
-    let mut raw = edge.raw_h2("a.test").await;
-    for stream in (1..60).step_by(2) {
-        raw.frame(1, 0x5, stream, &block).await;
-        assert_eq!(raw.outcome(stream).await, Outcome::Status(431), "stream {stream}");
-    }
-    let more: Vec<u8> = (60..200).flat_map(|count| frame(1, 0x5, 2 * count + 1, &block)).collect();
-    let said = goaway(&mut raw, &more).await;
-    assert_cut(&edge, said, "too many requests with too many header fields").await;
-    assert_eq!(upstream.seen().len(), 1, "the neighbour's");
-}
-
 /// Many streams at once, again and again: what load generators and busy pages do.
 #[tokio::test]
 async fn a_hundred_streams_at_once_are_served_again_and_again() {

@@ -117,7 +117,7 @@ const TABLE: &[Row] = &[
     (2, "policy/store", &["words", "site/access"]),
     (2, "policy/credentials", &["site/users"]),
     (2, "policy/decision", &[]),
-    (2, "policy/password", &["words", "policy/credentials", "site/users"]),
+    (2, "policy/password", &["words", "policy/credentials", "policy/store", "site/access", "site/users"]),
     (2, "policy/user_files", &["site", "site/", "snapshot"]),
     (2, "policy/switch", &["site", "site/access", "snapshot"]),
     (2, "policy/trust", &["words", "policy/names", "site", "site/"]),
@@ -364,7 +364,7 @@ const TABLE: &[Row] = &[
     (5, "connection/http1/line", &["words", "connection/http1", "connection/socket", "framing", "framing/"]),
     (5, "connection/http1/outbound", &["framing", "framing/sending"]),
     (5, "connection/farewell", &["words", "connection/socket"]),
-    (5, "connection/frame_meter", &[]),
+    (5, "connection/frame_meter", &["words"]),
     (
         5,
         "connection/http2",

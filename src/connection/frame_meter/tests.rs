@@ -2,6 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
@@ -179,6 +180,20 @@ fn a_goodbye_is_a_frame_of_its_own() {
     assert_eq!(goodbye, frame(GOAWAY, 0, 0, &expected));
     meter.went(&frame(DATA, 0, 7, b"abc")[..10], now).expect("a part");
     assert!(meter.goodbye(excess).is_empty(), "inside a frame");
+}
+
+/// A head with too many fields holds up what comes next on its connection, and no longer than it may.
+#[tokio::test(start_paused = true)]
+async fn a_wire_rests_after_heads_with_too_many_fields() {
+    for (heads, expected) in [(0, Duration::ZERO), (4, 4 * REST), (1000, LONGEST_REST)] {
+        let (mut far, near) = tokio::io::duplex(64);
+        let wire = Wire::new(near, 8 << 10);
+        (0..heads).for_each(|_| wire.overfull());
+        far.write_all(b"PRI").await.expect("room");
+        let begun = tokio::time::Instant::now();
+        Metered::new(&wire).read_exact(&mut [0; 3]).await.expect("three bytes");
+        assert_eq!(begun.elapsed(), expected, "{heads}");
+    }
 }
 
 proptest! {
