@@ -4,12 +4,13 @@
 //! tighter, only forget what was counted of others. Keys are numbers: addresses, and keyed hashes of whatever else, so
 //! that no header value stays in memory. Shards are locked for some hundred nanoseconds each.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashTable;
 
 use crate::addr::PeerAddr;
 use crate::site::access::Guest;
@@ -71,14 +72,13 @@ pub const KEYS: usize = 100_000;
 /// So that two workers seldom want the same one.
 const SHARDS: usize = 16;
 
-/// What a map of 8192 places takes before it would grow. 16 of these hold 114,688 keys: with 100,000 in all, the fullest
-/// shard has some 6,600.
-const MOST_IN_SHARD: usize = 8192 / 8 * 7;
+/// 16 of these hold 114,688 keys: with 100,000 in all, the fullest shard has some 6,600.
+const MOST_IN_SHARD: usize = 7168;
 
 /// Values by key, at most so many, the latest used first.
 pub struct Store<V> {
     shards: Box<[Mutex<Shard<V>>]>,
-    chooser: RandomState,
+    hasher: RandomState,
     most_in_shard: usize,
     /// So that a request need not look where nothing is.
     held: AtomicUsize,
@@ -94,7 +94,7 @@ impl<V: Copy> Store<V> {
     fn with_capacity(shards: usize, most_in_shard: usize) -> Self {
         Self {
             shards: (0..shards).map(|_| Mutex::new(Shard::default())).collect(),
-            chooser: RandomState::new(),
+            hasher: RandomState::new(),
             most_in_shard,
             held: AtomicUsize::new(0),
             evicted: AtomicUsize::new(0),
@@ -103,19 +103,20 @@ impl<V: Copy> Store<V> {
 
     /// Shows the value of a key, if it has one, to `change`, and keeps what that leaves there. Either way the key was used.
     pub fn update<T>(&self, key: Key, change: impl FnOnce(&mut Option<V>) -> T) -> T {
-        let mut shard = self.shard(key);
-        let Some(&at) = shard.index.get(&key) else {
+        let hash = self.hash(key);
+        let mut shard = self.shard(hash);
+        let Some(at) = shard.find(hash, key) else {
             let mut value = None;
             let outcome = change(&mut value);
             if let Some(value) = value {
                 if shard.entries.len() >= self.most_in_shard {
                     let oldest = shard.oldest;
-                    shard.remove(oldest);
+                    shard.remove(oldest, |key| self.hash(key));
                     self.evicted.fetch_add(1, Ordering::Relaxed);
                 } else {
                     self.held.fetch_add(1, Ordering::Relaxed);
                 }
-                shard.insert(key, value);
+                shard.insert(key, value, |key| self.hash(key));
             }
             return outcome;
         };
@@ -127,7 +128,7 @@ impl<V: Copy> Store<V> {
                 shard.use_now(at);
             }
             None => {
-                shard.remove(at);
+                shard.remove(at, |key| self.hash(key));
                 self.held.fetch_sub(1, Ordering::Relaxed);
             }
         }
@@ -140,10 +141,10 @@ impl<V: Copy> Store<V> {
             let mut shard = lock(shard);
             while shard.entries.get(shard.oldest as usize).is_some_and(|entry| is_over(&entry.value)) {
                 let oldest = shard.oldest;
-                shard.remove(oldest);
+                shard.remove(oldest, |key| self.hash(key));
                 self.held.fetch_sub(1, Ordering::Relaxed);
             }
-            shard.shrink();
+            shard.shrink(|key| self.hash(key));
         }
     }
 
@@ -157,9 +158,13 @@ impl<V: Copy> Store<V> {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    fn shard(&self, key: Key) -> MutexGuard<'_, Shard<V>> {
-        // The remainder is below the number of shards.
-        lock(&self.shards[(self.chooser.hash_one(key.0) % self.shards.len() as u64) as usize])
+    fn hash(&self, key: Key) -> u64 {
+        self.hasher.hash_one(key.0)
+    }
+
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<V>> {
+        // By bits that the index of a shard does not look at. The remainder is below the number of shards.
+        lock(&self.shards[((hash >> 32) % self.shards.len() as u64) as usize])
     }
 }
 
@@ -182,7 +187,8 @@ fn lock<V>(shard: &Mutex<Shard<V>>) -> MutexGuard<'_, Shard<V>> {
 
 /// One part of a store: values in one dense list, linked in the order of their last use.
 struct Shard<V> {
-    index: HashMap<Key, u32>,
+    /// Where in the list a key is.
+    index: HashTable<u32>,
     entries: Vec<Entry<V>>,
     newest: u32,
     oldest: u32,
@@ -202,27 +208,37 @@ const NONE: u32 = u32::MAX;
 
 impl<V> Default for Shard<V> {
     fn default() -> Self {
-        Self { index: HashMap::new(), entries: Vec::new(), newest: NONE, oldest: NONE }
+        Self { index: HashTable::new(), entries: Vec::new(), newest: NONE, oldest: NONE }
     }
 }
 
 impl<V> Shard<V> {
+    fn find(&self, hash: u64, key: Key) -> Option<u32> {
+        self.index.find(hash, |at| self.entries[*at as usize].key == key).copied()
+    }
+
     /// Puts a new key before all others.
-    fn insert(&mut self, key: Key, value: V) {
+    fn insert(&mut self, key: Key, value: V, hash: impl Fn(Key) -> u64) {
         // Shards are far smaller.
         let at = u32::try_from(self.entries.len()).unwrap_or(NONE);
         self.entries.push(Entry { key, value, newer: NONE, older: NONE });
-        self.index.insert(key, at);
+        let entries = &self.entries;
+        self.index.insert_unique(hash(key), at, |at| hash(entries[*at as usize].key));
         self.link(at);
     }
 
     /// Takes a key out; the last of the list takes its place.
-    fn remove(&mut self, at: u32) {
+    fn remove(&mut self, at: u32, hash: impl Fn(Key) -> u64) {
         self.unlink(at);
-        let gone = self.entries.swap_remove(at as usize);
-        self.index.remove(&gone.key);
+        if let Ok(place) = self.index.find_entry(hash(self.entries[at as usize].key), |other| *other == at) {
+            place.remove();
+        }
+        self.entries.swap_remove(at as usize);
         let Some(&Entry { key, newer, older, .. }) = self.entries.get(at as usize) else { return };
-        self.index.insert(key, at);
+        let last = u32::try_from(self.entries.len()).unwrap_or(NONE);
+        if let Some(place) = self.index.find_mut(hash(key), |other| *other == last) {
+            *place = at;
+        }
         self.set_older_of(newer, at);
         self.set_newer_of(older, at);
     }
@@ -266,19 +282,18 @@ impl<V> Shard<V> {
     }
 
     /// Gives memory back that an attack has left, but not the little that comes and goes.
-    fn shrink(&mut self) {
+    fn shrink(&mut self, hash: impl Fn(Key) -> u64) {
         let wanted = (self.entries.len() * 2).max(64);
         if self.entries.capacity() > wanted * 2 {
             self.entries.shrink_to(wanted);
-            self.index.shrink_to(wanted);
+            let entries = &self.entries;
+            self.index.shrink_to(wanted, |at| hash(entries[*at as usize].key));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -348,9 +363,13 @@ mod tests {
             store.update(Key(number << 64), |value| *value = Some(0));
         }
         assert_eq!(store.held(), SHARDS * MOST_IN_SHARD);
-        // What is in memory for one: the entry, its place in the map with its tag, and room in a list that doubles.
-        let bytes = SHARDS * (8192 * size_of::<Entry<u64>>() + 8192 * (size_of::<(Key, u32)>() + 1));
-        assert!(bytes <= 16 << 20, "{bytes}");
+        // All that is in memory: lists that have doubled, and an index with its tags.
+        let bytes = |shard: &Mutex<Shard<u64>>| {
+            let shard = lock(shard);
+            shard.entries.capacity() * size_of::<Entry<u64>>() + shard.index.allocation_size()
+        };
+        let bytes: usize = store.shards.iter().map(bytes).sum();
+        assert!(bytes <= 8 << 20, "{bytes}");
     }
 
     proptest! {
@@ -381,9 +400,10 @@ mod tests {
                 at = entry.newer;
             }
             prop_assert_eq!(order, model);
-            let index: BTreeMap<u32, u128> = shard.index.iter().map(|(key, at)| (*at, key.0)).collect();
-            let dense: BTreeMap<u32, u128> = (0..).zip(shard.entries.iter().map(|entry| entry.key.0)).collect();
-            prop_assert_eq!(index, dense);
+            prop_assert_eq!(shard.index.len(), shard.entries.len());
+            for (at, entry) in (0..).zip(&shard.entries) {
+                prop_assert_eq!(shard.find(store.hash(entry.key), entry.key), Some(at));
+            }
         }
     }
 }
