@@ -22,7 +22,7 @@ use crate::forward::pool::EndpointFacts;
 use crate::listen::Gate;
 use crate::metrics::Metrics;
 use crate::metrics::sums::{LimitSums, Limiter, Sums};
-use crate::metrics::text::{Certificate, Endpoint, Scrape, State};
+use crate::metrics::text::{Certificate, Endpoint, Queue, Scrape, State};
 use crate::metrics::window::{self, Window};
 use crate::policy::limits::{LimitFacts, Limits};
 use crate::site::policy::CertificateSource;
@@ -193,8 +193,22 @@ impl Facts {
             sums: self.sums(),
             state: self.state(),
             endpoints: endpoints.collect(),
+            queues: self.queues(),
             certificates: self.certificates(OffsetDateTime::now_utc()),
         }
+    }
+
+    /// The queues before upstreams that have a bound.
+    pub fn queues(&self) -> Vec<Queue> {
+        let gates = self.board.read_gates().into_iter();
+        let queues = gates.map(|(upstream, reading)| Queue {
+            upstream,
+            in_flight: reading.in_flight as u64,
+            size: reading.size as u64,
+            waiting: reading.waiting as u64,
+            refused: reading.refused,
+        });
+        queues.collect()
     }
 
     /// For how long the process has run.

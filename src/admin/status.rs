@@ -16,6 +16,7 @@ use crate::acme::event::timestamp;
 use crate::acme::store::{Ledger, Store};
 use crate::drain::{Phase, Work};
 use crate::metrics::sums::{LimitSums, Limiter, SiteSums, Sums};
+use crate::metrics::text::Queue;
 use crate::metrics::tunnels::TunnelFacts;
 use crate::metrics::window::SPAN;
 use crate::site::policy::{AdminPolicy, CertificateSource};
@@ -61,6 +62,7 @@ pub(super) async fn json(facts: &Facts) -> Value {
     let more = json!({
         "sites": sites,
         "upstreams": endpoints.iter().map(endpoint_json).collect::<Vec<_>>(),
+        "queues": facts.queues().iter().map(queue_json).collect::<Vec<_>>(),
         "limits": limits(&rates),
         "refusals": refusals(&rates),
         "tls": tls(&rates),
@@ -188,6 +190,16 @@ fn endpoint_json(one: &EndpointState) -> Value {
         "idle_connections": one.idle,
         "held": one.held,
         "failures": failures,
+    })
+}
+
+fn queue_json(one: &Queue) -> Value {
+    json!({
+        "upstream": &*one.upstream,
+        "in_flight": one.in_flight,
+        "max_in_flight": one.size,
+        "waiting": one.waiting,
+        "refused": one.refused,
     })
 }
 

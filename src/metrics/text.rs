@@ -26,6 +26,8 @@ pub struct Scrape {
     pub state: State,
     /// Endpoints of upstreams.
     pub endpoints: Vec<Endpoint>,
+    /// Queues before upstreams.
+    pub queues: Vec<Queue>,
     /// Certificates of sites.
     pub certificates: Vec<Certificate>,
 }
@@ -84,6 +86,21 @@ pub struct Endpoint {
     pub failures: Vec<(&'static str, u64)>,
 }
 
+/// The bound on requests in flight at an upstream, and the queue before it.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// The upstream's name.
+    pub upstream: Arc<str>,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// How many may be.
+    pub size: u64,
+    /// Requests that wait.
+    pub waiting: u64,
+    /// Requests that found no place since the start.
+    pub refused: u64,
+}
+
 /// The certificate of a site.
 #[derive(Clone, Debug)]
 pub struct Certificate {
@@ -119,6 +136,7 @@ impl Collector for Scrape {
         self.tunnels(&mut page)?;
         self.connections(&mut page)?;
         self.upstreams(&mut page)?;
+        self.queues(&mut page)?;
         self.certificates(&mut page)?;
         self.configuration(&mut page)?;
         self.process(&mut page)
@@ -310,6 +328,23 @@ impl Scrape {
         })
     }
 
+    fn queues(&self, page: &mut Page<'_>) -> fmt::Result {
+        let gauges: [QueueNumber; 3] = [
+            ("upstream_max_in_flight", "Requests that may be in flight at the upstream", |one| one.size),
+            ("upstream_requests_in_flight", "Requests in flight at an upstream that has a bound", |one| one.in_flight),
+            ("upstream_queue_length", "Requests that wait until one in flight has ended", |one| one.waiting),
+        ];
+        for (name, help, value) in gauges {
+            page.gauges(name, help, |family| self.each_queue(family, value))?;
+        }
+        let help = "Requests that found no place at the upstream, or not in time";
+        page.counters("upstream_queue_refusals", help, |family| self.each_queue(family, |one| one.refused))
+    }
+
+    fn each_queue(&self, family: &mut Family<'_, '_>, value: fn(&Queue) -> u64) -> fmt::Result {
+        self.queues.iter().try_for_each(|one| family.add(&[("upstream", &*one.upstream)], value(one)))
+    }
+
     fn certificates(&self, page: &mut Page<'_>) -> fmt::Result {
         page.numbers(
             "certificate_not_after",
@@ -395,6 +430,7 @@ fn limiter(one: &Limiter) -> [(&'static str, &str); 3] {
 
 /// Name, help, and how it is read.
 type EndpointGauge = (&'static str, &'static str, fn(&Endpoint) -> u64);
+type QueueNumber = (&'static str, &'static str, fn(&Queue) -> u64);
 
 /// Body bytes: in, out.
 const BODIES: [(&str, &str); 2] =

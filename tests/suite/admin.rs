@@ -228,6 +228,34 @@ async fn one_of_each(edge: &Edge, wire: &mut Wire, at: usize) {
     }
 }
 
+/// How full an upstream with a bound is, and who found no place.
+#[tokio::test]
+async fn the_queue_before_an_upstream_is_seen() {
+    let server = Scripted::bind().await;
+    let bound = "max_in_flight = 1\nqueue = { size = 1 }";
+    let edge = Edge::start(&format!("[upstreams.u]\nservers = [\"{server}\"]\n{bound}\n{}", site("a.test", "u"))).await;
+    let mut first = edge.h1("a.test").await;
+    first.send("GET /1 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let (mut far, _) = server.request().await;
+    let mut second = edge.h2("a.test").await;
+    let request = http::Request::get("https://a.test/2").body(()).unwrap();
+    let (answer, _) = second.open(request, true).await.unwrap();
+    // On one connection they begin in order: the one before it waits.
+    assert_eq!(second.get("a.test", "/3").await.status, 503);
+    let upstream = |metrics: &Metrics| {
+        let names = ["max_in_flight", "requests_in_flight", "queue_length", "queue_refusals_total"];
+        names.map(|name| metrics.of(&format!("tidegate_upstream_{name}{{upstream=\"u\"}}")))
+    };
+    assert_eq!(upstream(&scrape(&edge).await), [1.0, 1.0, 1.0, 1.0]);
+    let told = serde_json::json!([{ "upstream": "u", "in_flight": 1, "max_in_flight": 1, "waiting": 1, "refused": 1 }]);
+    assert_eq!(ask(&edge, "/status").await.json()["queues"], told);
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    let (mut far, _) = server.request().await;
+    assert_eq!(upstream(&scrape(&edge).await), [1.0, 1.0, 0.0, 1.0]);
+    far.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(within("an answer", answer).await.unwrap().status(), 200);
+}
+
 /// Issue 5, 8: the socket is the service's user's and group's, and says nothing to others.
 #[tokio::test]
 async fn the_admin_socket_is_for_user_and_group() {
