@@ -396,6 +396,14 @@ impl Compiler<'_> {
 const KEPT: &[&str] =
     &["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"];
 
+/// A name that another file, or a later table, defines again.
+fn defined_twice(what: &str, first: &At<String>, again: &At<String>) -> Diagnostic {
+    Diagnostic::at(Code::SetTwice, &again.span, format!("{what} \"{}\" is defined twice", again.value))
+        .label("here again")
+        .also(&first.span, "first here")
+        .help("keep one of the two")
+}
+
 /// The entries of an optional list.
 fn list(at: Option<&At<List<String>>>) -> &[At<String>] {
     at.map_or(&[], |at| &at.value)

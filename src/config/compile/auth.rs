@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue};
 
 use super::text::{self, Fault, Target, fault, fault_help};
-use super::{Compiler, list, timeout};
+use super::{Compiler, defined_twice, list, timeout};
 use crate::config::disk;
 use crate::config::file::{self, AuthType, File, Shared};
 use crate::config::read::{At, nearest, quoted};
@@ -73,13 +73,7 @@ impl Compiler<'_> {
         let mut found: Vec<Defined<T>> = Vec::new();
         for (name, at) in map.map_or(&[][..], |map| &map.entries) {
             if let Some(first) = found.iter().find(|first| first.name.value == name.value) {
-                let message = format!("{kind} \"{}\" is defined twice", name.value);
-                self.push(
-                    Diagnostic::at(Code::SetTwice, &name.span, message)
-                        .label("here again")
-                        .also(&first.name.span, "first here")
-                        .help("keep one of the two"),
-                );
+                self.push(defined_twice(kind, &first.name, name));
                 continue;
             }
             // It stands in records and in answers.

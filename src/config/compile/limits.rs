@@ -7,8 +7,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Compiler;
 use super::networks::in_layer;
+use super::{Compiler, defined_twice};
 use crate::addr::HostPattern;
 use crate::config::file::{self, LimitsText, Shared};
 use crate::config::read::{At, nearest, quoted};
@@ -69,9 +69,7 @@ impl Compiler<'_> {
                 );
             }
             if let Some(first) = self.limits.iter().find(|first| first.name.value == name.value) {
-                let message = format!("[limits.{}] is defined twice", name.value);
-                let diagnostic = Diagnostic::at(Code::SetTwice, &name.span, message).label("here again");
-                let diagnostic = diagnostic.also(&first.name.span, "first here").help("keep one of the two");
+                let diagnostic = defined_twice("limits", &first.name, name);
                 self.push(diagnostic);
                 continue;
             }

@@ -1,7 +1,7 @@
 //! `[networks]`, and lists that name them: `trust.proxies`, `allow`, `deny`.
 
 use super::text::{self, Fault};
-use super::{Compiler, disk};
+use super::{Compiler, defined_twice, disk};
 use crate::config::kinds::NetworkSource;
 use crate::config::read::{At, Layer, nearest, quoted};
 use crate::config::report::{Code, Diagnostic};
@@ -26,9 +26,7 @@ impl Compiler<'_> {
                 continue;
             }
             if let Some(first) = self.networks.iter().find(|first| first.name.value == name.value) {
-                let message = format!("the network \"{}\" is defined twice", name.value);
-                let diagnostic = Diagnostic::at(Code::SetTwice, &name.span, message);
-                let diagnostic = diagnostic.also(&first.name.span, "first here");
+                let diagnostic = defined_twice("the network", &first.name, name);
                 self.push(diagnostic);
                 continue;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::text::{self, Fault, Target};
-use super::{Compiler, list, period, timeout};
+use super::{Compiler, defined_twice, list, period, timeout};
 use crate::config::file;
 use crate::config::read::{At, nearest, quoted};
 use crate::config::report::{Code, Diagnostic};
@@ -80,13 +80,7 @@ impl Compiler<'_> {
         let mut defined: Vec<Defined<'f>> = Vec::new();
         for (name, at) in map.map_or(&[][..], |map| &map.entries) {
             if let Some(first) = defined.iter().find(|first| first.name.value == name.value) {
-                let message = format!("upstream \"{}\" is defined twice", name.value);
-                self.push(
-                    Diagnostic::at(Code::SetTwice, &name.span, message)
-                        .label("here again")
-                        .also(&first.name.span, "first here")
-                        .help("keep one of the two"),
-                );
+                self.push(defined_twice("upstream", first.name, name));
                 continue;
             }
             if !matches!(text::upstream(&name.value), Ok(Target::Name(_))) {
