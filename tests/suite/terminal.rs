@@ -1,6 +1,6 @@
 //! What a person at a terminal sees: the first minute, short lines, colours; and none of that in a pipe (EXPERIENCE.md).
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -86,6 +86,30 @@ fn colours_are_for_terminals_only() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains('\u{1b}') && text.contains("C021"), "{text}");
     assert_eq!(output.status.code(), Some(2));
+}
+
+/// A password that is asked for is asked for twice and not shown.
+#[test]
+fn a_password_is_asked_for_and_not_shown() {
+    let dir = tempfile::TempDir::new().unwrap();
+    for (again, code) in [("hunter2", 0), ("hunter3", 2)] {
+        let Some(mut child) = on_a_terminal(dir.path(), "hash-password --user alice") else { return };
+        let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut seen = Vec::new();
+        for (prompt, answer) in [("Password: ", "hunter2"), ("Again: ", again)] {
+            while !seen.ends_with(prompt.as_bytes()) {
+                let mut byte = [0];
+                output.read_exact(&mut byte).unwrap();
+                seen.extend(byte);
+            }
+            writeln!(input, "{answer}").unwrap();
+        }
+        output.read_to_end(&mut seen).unwrap();
+        let text = String::from_utf8_lossy(&seen);
+        assert!(!text.contains("hunter"), "{text}");
+        assert_eq!(text.contains("alice:$argon2id$"), code == 0, "{text}");
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{text}");
+    }
 }
 
 /// Whoever closes the pipe has read enough: no command panics, and the exit is clean.
