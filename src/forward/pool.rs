@@ -119,8 +119,9 @@ impl Queue {
     }
 }
 
-/// Our choice: an endpoint that came back is found within a quarter of a second, the connection to it included.
-const TURN: Duration = Duration::from_millis(200);
+/// Our choice: an endpoint that came back is found within a quarter of a second, by a busy machine too, the connection to
+/// it included.
+const TURN: Duration = Duration::from_millis(100);
 
 /// Counts one request or tunnel at an endpoint until it is dropped.
 #[derive(Debug)]
