@@ -1,16 +1,17 @@
 //! HTTP/2 (RFC 9113) on one connection, with extended CONNECT for WebSockets (RFC 8441).
 //!
-//! hyper and h2 own the protocol; here are its limits, the two that they lack (an idle connection, a stream
-//! that its client does not read), and the drain.
+//! hyper and h2 own the protocol; here are its limits, those that they lack (an idle connection, a stream that its client
+//! does not read, a burst of requests), and the drain.
 
 mod pace;
+mod starts;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
@@ -37,6 +39,7 @@ use crate::refusal::{Refusal, Unanswered, X_REQUEST_ID};
 use crate::request::reply::ReplyBody;
 use crate::request::{self, Carrier, ClientSide, Connection, Parts};
 use pace::{Pace, Paced, Streams};
+use starts::{Start, Starts};
 
 /// RFC 9113 6.5.2 recommends at least 100; what browsers and nginx's default expect.
 const MAX_STREAMS: u32 = 100;
@@ -83,6 +86,7 @@ where
             pace: Rc::clone(&pace),
             switch: Cell::new(request.extensions_mut().remove::<OnUpgrade>()),
             has_place: Cell::new(false),
+            start: Start::default(),
         });
         let request = request.map(|body| {
             let body = (!body.is_end_stream()).then_some(body)?;
@@ -92,13 +96,14 @@ where
         let carried = Rc::clone(&carrier) as Rc<dyn Carrier>;
         let served = Box::pin(request::serve(Rc::clone(&parts), Rc::clone(&for_requests), carried, request));
         // The usual request begins at once. One that waits is asked first whether its stream was reset.
-        let waits = frames.is_doubtful() || !carrier.takes_place();
+        let waits = frames.is_doubtful() || !carrier.begins_at_once();
         async move {
             if waits {
-                Box::pin(carrier.place()).await;
+                Box::pin(carrier.begins()).await;
             }
-            drop(carrier);
-            respond(served.await, pace)
+            let response = served.await;
+            carrier.start.answered(&carrier.activity.starts);
+            respond(response, pace)
         }
     });
     let mut builder = http2::Builder::new(streams);
@@ -281,20 +286,28 @@ fn ending(ended: hyper::Result<()>) -> Ending {
     Ending { kind: if is_flood { "flood" } else { "http" }, why: format!("HTTP/2: {why}"), answer: None, is_fault }
 }
 
-/// Open streams and tunnels, when the last one ended, and how many requests are worked on.
+/// Open streams and tunnels, when the last one ended, and which requests may begin.
 #[derive(Debug)]
 struct Activity {
     open: Cell<usize>,
     last: Cell<Instant>,
-    working: Cell<usize>,
-    /// Requests that wait for a place among those.
-    waiting: RefCell<Vec<Waker>>,
+    /// For requests that are worked on.
+    ///
+    /// h2 counts streams until they are reset. What counts for us and for endpoints is the work, which goes on until
+    /// its task has noticed (CVE-2023-44487).
+    places: Semaphore,
+    starts: Starts,
 }
 
 impl Default for Activity {
     fn default() -> Self {
-        let (open, working) = (Cell::new(0), Cell::new(0));
-        Self { open, last: Cell::new(Instant::now()), working, waiting: RefCell::default() }
+        let most = MAX_STREAMS as usize;
+        Self {
+            open: Cell::new(0),
+            last: Cell::new(Instant::now()),
+            places: Semaphore::new(most),
+            starts: Starts::new(most),
+        }
     }
 }
 
@@ -319,35 +332,31 @@ struct Http2 {
     /// Present on an extended CONNECT.
     switch: Cell<Option<OnUpgrade>>,
     has_place: Cell<bool>,
+    start: Start,
 }
 
 impl Http2 {
-    /// Takes a place among the requests that are worked on, if there is one.
-    ///
-    /// h2 counts streams until they are reset. What counts for us and for endpoints is the work, which goes on until
-    /// its task has noticed (CVE-2023-44487).
-    fn takes_place(&self) -> bool {
-        let working = self.activity.working.get();
-        let is_free = working < MAX_STREAMS as usize;
-        if is_free {
-            self.activity.working.set(working + 1);
+    /// True when the request has a place and may begin.
+    fn begins_at_once(&self) -> bool {
+        if let Ok(permit) = self.activity.places.try_acquire() {
+            permit.forget();
             self.has_place.set(true);
         }
-        is_free
+        self.has_place.get() && self.start.is_free(&self.activity.starts)
     }
 
-    /// Waits for a place. First for the next turn: a request that came together with its own reset ends there, before
-    /// anything was done for it.
-    async fn place(&self) {
+    /// Waits until it has and may. First for the next turn: a request that came together with its own reset ends there,
+    /// before anything was done for it.
+    async fn begins(&self) {
         yield_now().await;
-        poll_fn(|cx| {
-            if self.has_place.get() || self.takes_place() {
-                return Poll::Ready(());
-            }
-            self.activity.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        if !self.has_place.get()
+            // Never closed.
+            && let Ok(permit) = self.activity.places.acquire().await
+        {
+            permit.forget();
+            self.has_place.set(true);
+        }
+        self.start.wait(&self.activity.starts).await;
     }
 }
 
@@ -367,11 +376,10 @@ impl Carrier for Http2 {
 
     fn ended(&self) {
         self.activity.leave();
+        self.start.ended(&self.activity.starts);
         if self.has_place.take() {
-            self.activity.working.set(self.activity.working.get().saturating_sub(1));
+            self.activity.places.add_permits(1);
         }
-        // All of them, for some may have left meanwhile; there are a hundred at most.
-        self.activity.waiting.take().into_iter().for_each(Waker::wake);
     }
 
     fn body_fault(&self) -> Option<Refusal> {

@@ -381,6 +381,7 @@ const TABLE: &[Row] = &[
         ],
     ),
     (5, "connection/http2/pace", &["words", "request/reply", "site/policy"]),
+    (5, "connection/http2/starts", &[]),
     (5, "connection/proxy_protocol", &[]),
     (5, "connection/socket", &["words"]),
     (6, "listen", &["words", "listen/", "connection", "connection/socket", "policy/count", "site", "access_log"]),
