@@ -233,6 +233,38 @@ async fn header_bombs_are_refused() {
     assert_eq!(edge.h2("a.test").await.get("a.test", "/").await.status, 200, "a neighbour");
 }
 
+/// A burst of one connection waits for its own answers, and not everybody else behind it.
+#[tokio::test]
+async fn a_burst_does_not_stand_before_other_clients() {
+    let server = Scripted::bind().await;
+    let edge = Edge::start(&site("a.test", &server)).await;
+    let mut neighbour = edge.h2("a.test").await;
+    let mut burst = edge.h2("a.test").await;
+    let mut answers = Vec::new();
+    for number in 0..100 {
+        let request = Request::get(format!("https://a.test/{number}")).body(()).unwrap();
+        answers.push(burst.open(request, true).await.expect("a stream").0);
+    }
+    let mut far = vec![server.request().await];
+    assert_eq!(far[0].1.target, "/0");
+    let request = Request::get("https://a.test/neighbour").body(()).unwrap();
+    let answer = neighbour.open(request, true).await.expect("a stream").0;
+    while far.last().is_some_and(|(_, seen)| seen.target != "/neighbour") {
+        far.push(server.request().await);
+    }
+    assert!(far.len() < 100, "all of the burst came first");
+    // None of them is lost, though the server answers none for a while.
+    while far.len() < 101 {
+        far.push(server.request().await);
+    }
+    for (wire, _) in &mut far {
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    }
+    for answer in answers.into_iter().chain([answer]) {
+        assert_eq!(within("an answer", answer).await.expect("an answer").status(), 200);
+    }
+}
+
 /// Many streams at once, again and again: what load generators and busy pages do.
 #[tokio::test]
 async fn a_hundred_streams_at_once_are_served_again_and_again() {
