@@ -425,19 +425,7 @@ impl Follower {
         if passed > 0 {
             self.finished = self.finished.wrapping_add(1);
         }
-        loop {
-            let wanted = self.wanted();
-            if self.have == wanted && wanted >= Self::HEAD {
-                break;
-            }
-            if bytes.is_empty() {
-                return None;
-            }
-            let taken = (wanted - self.have).min(bytes.len());
-            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
-            self.have += taken;
-            *bytes = &bytes[taken..];
-        }
+        self.take_head(bytes)?;
         let head = self.head;
         let extra = self.have - Self::HEAD;
         let word = head[Self::HEAD..self.have].iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
@@ -451,6 +439,33 @@ impl Follower {
         }
         let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
         Some(Frame { kind: head[3], flags: head[4], stream, length, word })
+    }
+
+    /// Takes the rest of a head. `None` when there is not enough yet.
+    fn take_head(&mut self, bytes: &mut &[u8]) -> Option<()> {
+        if self.have == 0
+            && let Some(head) = bytes.first_chunk()
+        {
+            // Whole, as nearly all are.
+            self.head = *head;
+            self.have = Self::HEAD;
+            self.have = self.wanted();
+            *bytes = &bytes[self.have..];
+            return Some(());
+        }
+        loop {
+            let wanted = self.wanted();
+            if self.have == wanted && wanted >= Self::HEAD {
+                return Some(());
+            }
+            if bytes.is_empty() {
+                return None;
+            }
+            let taken = (wanted - self.have).min(bytes.len());
+            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken;
+            *bytes = &bytes[taken..];
+        }
     }
 
     fn length(&self) -> u32 {
