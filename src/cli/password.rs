@@ -87,10 +87,11 @@ fn read() -> io::Result<Result<String, &'static str>> {
 
 /// One line from the terminal, unseen.
 fn ask(prompt: &str) -> io::Result<String> {
+    // First of all: what is typed before is discarded, and who sees the prompt may type.
+    let unseen = Unseen::begin()?;
     let mut shown = io::stderr();
     write!(shown, "{prompt}")?;
     shown.flush()?;
-    let unseen = Unseen::begin()?;
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
     drop(unseen);
