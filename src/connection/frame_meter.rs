@@ -163,6 +163,8 @@ pub struct Meter {
     /// The highest stream that the client has opened, and the one that h2 knows of.
     opened: u32,
     given: u32,
+    /// HEADERS frames that went out: responses and trailers.
+    sent: u64,
     /// Bytes of frames other than DATA since the last turn: what they cost is work, not copying.
     work: usize,
 }
@@ -206,6 +208,7 @@ impl Meter {
             reset: [0; 16],
             opened: 0,
             given: 0,
+            sent: 0,
             work: 0,
         }
     }
@@ -245,6 +248,7 @@ impl Meter {
     pub fn went(&mut self, mut bytes: &[u8], now: Instant) -> Result<bool, Excess> {
         let mut has_fault = false;
         while let Some(frame) = self.outbound.next(&mut bytes) {
+            self.sent += u64::from(frame.kind == HEADERS);
             match frame.kind {
                 DATA | HEADERS => {
                     self.credit(Budget::Window, 2 * Bucket::POINTS);
@@ -507,6 +511,9 @@ pub struct Wire<S> {
     is_suspect: Cell<bool>,
     /// Requests that have begun in this turn.
     begun: Cell<u32>,
+    /// Responses and trailers that h2 was given. What goes out beyond them is its own word: 431 for a head that is too
+    /// large after HPACK, of which nobody else hears.
+    given: Rc<Cell<u64>>,
     /// Nothing is read before.
     rests_until: Cell<Option<tokio::time::Instant>>,
     alarm: RefCell<Alarm>,
@@ -539,9 +546,15 @@ impl<S> Wire<S> {
             has_reset: Cell::new(false),
             is_suspect: Cell::new(false),
             begun: Cell::new(0),
+            given: Rc::default(),
             rests_until: Cell::new(None),
             alarm: RefCell::default(),
         })
+    }
+
+    /// Where each response and each section of trailers is counted before h2 has it.
+    pub fn given(&self) -> &Rc<Cell<u64>> {
+        &self.given
     }
 
     /// The stream, for the last word.
@@ -571,11 +584,21 @@ impl<S> Wire<S> {
         self.begun.set(0);
     }
 
-    /// A head had more fields than any route takes: nothing more is read for a while.
+    /// A head had more fields than any route takes, or was too large: nothing more is read for a while.
     pub fn overfull(&self) {
         let now = tokio::time::Instant::now();
         let rested = self.rests_until.get().map_or(now, |until| until.max(now));
         self.rests_until.set(Some((rested + REST).min(now + LONGEST_REST)));
+    }
+
+    /// Rests for the heads that h2 has refused by itself. A response of ours that is lost with its stream makes up for one
+    /// of them; streams that are reset have budgets of their own.
+    fn rest_for_refused(&self) {
+        let sent = self.meter.borrow().sent;
+        for _ in self.given.get()..sent {
+            self.overfull();
+        }
+        self.given.set(self.given.get().max(sent));
     }
 
     /// A request begins. True when it may be over already: what would end it may have come with it.
@@ -611,6 +634,7 @@ impl<S> Metered<S> {
                 }
             }
         }
+        self.0.rest_for_refused();
     }
 }
 

@@ -75,7 +75,7 @@ where
     let (for_requests, of_requests, opened) = (Rc::clone(&connection), Rc::clone(&activity), streams.clone());
     let (of_streams, frames) = (socket.clone(), Rc::clone(&wire));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let pace = Rc::new(Pace::new(&held));
+        let pace = Rc::new(Pace::new(&held, frames.given()));
         opened.0.set(Some(Rc::clone(&pace)));
         if bound_fields(request.headers_mut(), bounds.head_fields) {
             frames.overfull();
@@ -189,6 +189,7 @@ fn respond(mut response: Response<ReplyBody>, pace: Rc<Pace>) -> Result<Response
         // Not for the table of HPACK (RFC 7541 7.1.3): each is new, and would drive out what repeats.
         id.set_sensitive(true);
     }
+    pace.gives_head();
     Ok(response.map(|body| Paced::new(body, pace)))
 }
 

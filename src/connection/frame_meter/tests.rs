@@ -196,6 +196,25 @@ async fn a_wire_rests_after_heads_with_too_many_fields() {
     }
 }
 
+/// Heads that go out and are not ours are h2's own refusals of heads that were too large.
+#[tokio::test(start_paused = true)]
+async fn a_wire_rests_for_what_h2_has_refused() {
+    for (given, rests) in [(0, 2), (1, 1), (2, 0), (3, 0)] {
+        let (mut far, near) = tokio::io::duplex(64);
+        let wire = Wire::new(near, 8 << 10);
+        wire.given().set(given);
+        let mut metered = Metered::new(&wire);
+        metered
+            .write_all(&[0, 0, 1, HEADERS, 5, 0, 0, 0, 1, 0x8d, 0, 0, 1, HEADERS, 5, 0, 0, 0, 3, 0x8d])
+            .await
+            .expect("room");
+        far.write_all(b"PRI").await.expect("room");
+        let begun = tokio::time::Instant::now();
+        metered.read_exact(&mut [0; 3]).await.expect("three bytes");
+        assert_eq!(begun.elapsed(), rests * REST, "{given}");
+    }
+}
+
 proptest! {
     /// However frames are split into reads and writes, the verdict, the clock and the last word are the same. The fuzz target
     /// `frame_meter` looks for the same with bytes that are no frames.

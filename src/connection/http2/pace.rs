@@ -39,6 +39,8 @@ pub(super) struct Pace {
     /// Bytes that this stream has handed over and that are not written yet.
     held: Cell<usize>,
     held_by_all: Rc<Cell<usize>>,
+    /// Heads and trailers that h2 was given, of all streams.
+    given: Rc<Cell<u64>>,
     /// Woken when a piece has been written.
     waiting: RefCell<Option<Waker>>,
 }
@@ -55,13 +57,14 @@ enum Step {
 }
 
 impl Pace {
-    /// A stream of a connection whose streams hold `held_by_all`.
-    pub(super) fn new(held_by_all: &Rc<Cell<usize>>) -> Self {
+    /// A stream of a connection whose streams hold `held_by_all`, and whose heads and trailers are counted in `given`.
+    pub(super) fn new(held_by_all: &Rc<Cell<usize>>, given: &Rc<Cell<u64>>) -> Self {
         Self {
             limit: Cell::new(Timeouts::default().send),
             step: Cell::new(Step::Taken),
             held: Cell::new(0),
             held_by_all: Rc::clone(held_by_all),
+            given: Rc::clone(given),
             waiting: RefCell::new(None),
         }
     }
@@ -75,6 +78,11 @@ impl Pace {
         };
         self.step.set(Step::Waits(since));
         alarm.is_late(cx, since + self.limit.get())
+    }
+
+    /// A response's head, or its trailers, are about to be h2's.
+    pub(super) fn gives_head(&self) {
+        self.given.set(self.given.get() + 1);
     }
 
     fn is_crowded(&self) -> bool {
@@ -166,6 +174,7 @@ impl http_body::Body for Paced {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
                 Some(Ok(data)) => this.rest = data,
                 Some(Err(other)) => {
+                    this.pace.gives_head();
                     return Poll::Ready(other.into_trailers().ok().map(|fields| Ok(Frame::trailers(fields))));
                 }
                 None => return Poll::Ready(None),
