@@ -41,6 +41,8 @@ map() {
 # costs more than all other gates together.
 audit() {
     python3 -B tests/audit.py
+    # The fuzz targets are a workspace of their own, and nothing else here looks at its lock file.
+    cargo fetch --quiet --locked --manifest-path tests/fuzz/Cargo.toml
     if ! command -v cargo-deny >/dev/null; then
         echo "advisories: skipped, cargo-deny is not installed (cargo install --locked cargo-deny)"
         return

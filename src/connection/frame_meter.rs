@@ -241,12 +241,13 @@ impl Meter {
         Ok(has_reset)
     }
 
-    /// Counts what we have sent. True when a stream was reset for a fault of the client.
+    /// Counts what we have sent, all of it, whatever is found in between: the last word has to stand between two frames.
+    /// True when a stream was reset for a fault of the client.
     ///
     /// # Errors
     /// What the client has made us send too much of.
     pub fn went(&mut self, mut bytes: &[u8], now: Instant) -> Result<bool, Excess> {
-        let mut has_fault = false;
+        let mut judged = Ok(false);
         while let Some(frame) = self.outbound.next(&mut bytes) {
             self.sent += u64::from(frame.kind == HEADERS);
             match frame.kind {
@@ -260,13 +261,13 @@ impl Meter {
                     }
                 }
                 RST_STREAM if FAULTS.contains(&frame.word) => {
-                    has_fault = true;
-                    self.take(Budget::Faults, 1, now)?;
+                    let taken = self.take(Budget::Faults, 1, now);
+                    judged = judged.and_then(|_| taken.map(|()| true));
                 }
                 _ => {}
             }
         }
-        Ok(has_fault)
+        judged
     }
 
     /// Since when the client owes the rest of a frame or of a block of fields.

@@ -182,6 +182,20 @@ fn a_goodbye_is_a_frame_of_its_own() {
     assert!(meter.goodbye(excess).is_empty(), "inside a frame");
 }
 
+/// What went out behind the reset that was one too many went out all the same.
+#[test]
+fn a_goodbye_knows_what_went_out_behind_the_last_reset() {
+    let now = Instant::now();
+    let resets = frame(RST_STREAM, 0, 7, &[0, 0, 0, 5]).repeat(201);
+    let data = frame(DATA, 0, 7, b"abc");
+    let excess = Excess::Spent(Budget::Faults);
+    let mut meter = meter(now);
+    assert_eq!(meter.went(&[&resets[..], &data[..10]].concat(), now), Err(excess));
+    assert!(meter.goodbye(excess).is_empty(), "inside a frame");
+    assert_eq!(meter.went(&data[10..], now), Ok(false));
+    assert!(!meter.goodbye(excess).is_empty(), "after it");
+}
+
 /// A head with too many fields holds up what comes next on its connection, and no longer than it may.
 #[tokio::test(start_paused = true)]
 async fn a_wire_rests_after_heads_with_too_many_fields() {
@@ -229,9 +243,11 @@ proptest! {
         bytes.truncate(bytes.len().saturating_sub(last));
         let now = Instant::now();
         let (mut whole, mut pieces) = (meter(now), meter(now));
-        let mut has_fault = false;
-        let went = bytes.chunks(size).try_for_each(|piece| pieces.went(piece, now).map(|fault| has_fault |= fault));
-        assert_eq!(went.map(|()| has_fault), whole.went(&bytes, now));
+        let went = bytes.chunks(size).map(|piece| pieces.went(piece, now)).fold(Ok(false), |went, piece| {
+            let before = went?;
+            Ok(before | piece?)
+        });
+        assert_eq!(went, whole.went(&bytes, now));
         assert_eq!(pieces.goodbye(Excess::Late), whole.goodbye(Excess::Late));
         let mut has_reset = false;
         let came = bytes.chunks(size).try_for_each(|piece| pieces.came(piece, now).map(|reset| has_reset |= reset));
