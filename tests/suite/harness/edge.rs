@@ -193,7 +193,13 @@ impl Edge {
 
     /// The first record for which `wanted` holds, as soon as it is written.
     pub(crate) async fn record_where(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.out.find_from(0, &format!("a record: {what}"), wanted).await
+        self.record_after(0, what, wanted).await
+    }
+
+    /// The same behind the first `seen` records. Where the client's port alone tells whose a record is: the system may give
+    /// a port again as soon as its connection has ended.
+    pub(crate) async fn record_after(&self, seen: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.out.find_from(seen, &format!("a record: {what}"), wanted).await
     }
 
     /// The first record of this kind.
