@@ -299,12 +299,8 @@ pub fn replace_page(response: &mut Response<Body>, route: &Route) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
     use super::*;
-    use crate::site::policy::HostPolicy;
-    use crate::site::upstream::{Balance, Endpoint, EndpointAddr, Upstream};
+    use crate::server::tests::forward;
 
     #[test]
     fn paths_are_mapped_back_below_the_prefix() {
@@ -332,25 +328,9 @@ mod tests {
 
     #[test]
     fn what_a_hop_behind_us_said_of_an_error_stays() {
-        let endpoint = Endpoint::new(EndpointAddr::Unix("/run/x".into()), None, Duration::ZERO, 0);
-        let upstream = Upstream {
-            name: "u".into(),
-            endpoints: vec![Arc::new(endpoint)],
-            balance: Balance::default(),
-            hold: Duration::ZERO,
-            probe: None,
-            bound: None,
-        };
-        let forward = Forward {
-            upstream: Arc::new(upstream),
-            host: HostPolicy::Preserve,
-            collect_request: false,
-            strip: None,
-            embed: None,
-        };
         let mut fields = HeaderMap::new();
         fields.insert(PROXY_STATUS, HeaderValue::from_static("inner;error=connection_refused"));
-        prepare(StatusCode::BAD_GATEWAY, &mut fields, &forward, None);
+        prepare(StatusCode::BAD_GATEWAY, &mut fields, &forward(), None);
         let told: Vec<_> = fields.get_all(PROXY_STATUS).iter().collect();
         assert_eq!(told, ["inner;error=connection_refused", "tidegate;received-status=502"]);
     }

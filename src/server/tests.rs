@@ -9,8 +9,8 @@ use crate::site::route::{Action, Condition, Forward, Route, RouteTable};
 use crate::site::upstream::{Balance, Endpoint, EndpointAddr, Upstream};
 use crate::site::{AccessOutput, EdgeSettings, Listener, ListenerId, LogLevel, LogPolicy, Site, SiteTls, UnknownSni};
 
-/// A site that sends everything to 127.0.0.1:18789.
-pub(crate) fn site(host: &str) -> Site {
+/// What sends everything to 127.0.0.1:18789.
+pub(crate) fn forward() -> Forward {
     let address = EndpointAddr::Ip(([127, 0, 0, 1], 18789).into());
     let endpoint = Endpoint::new(address, None, Duration::from_secs(4), 8);
     let upstream = Upstream {
@@ -21,19 +21,23 @@ pub(crate) fn site(host: &str) -> Site {
         probe: None,
         bound: None,
     };
-    let forward = Forward {
+    Forward {
         upstream: Arc::new(upstream),
         host: HostPolicy::Preserve,
         collect_request: false,
         strip: None,
         embed: None,
-    };
+    }
+}
+
+/// A site that does so.
+pub(crate) fn site(host: &str) -> Site {
     let route = Route {
         condition: Condition::default(),
         access: None,
         auth: Vec::new(),
         hooks: Vec::new(),
-        action: Action::Forward(forward),
+        action: Action::Forward(forward()),
         timeouts: Timeouts::default(),
         limits: Limits::default(),
         limiters: None,
